@@ -1,1 +1,5 @@
+//! Flotilla, a highly available OCI registry.
+mod config;
+mod node;
+
 fn main() {}
