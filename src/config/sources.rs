@@ -80,6 +80,17 @@ pub(crate) struct Flags {
     values: Vec<(String, OsString)>,
 }
 
+impl Flags {
+    /// No flags but `--config`.
+    #[cfg(test)]
+    pub(crate) fn from_file(file: PathBuf) -> Self {
+        Self {
+            file: Some(file),
+            values: Vec::new(),
+        }
+    }
+}
+
 impl Args for Flags {
     fn augment_args(command: clap::Command) -> clap::Command {
         let file = clap::Arg::new("config")
@@ -353,7 +364,7 @@ fn insert_from_file(
         None => Err(Refused::new(
             key,
             origin,
-            format!("a {} does not fit here", value.type_str()),
+            format!("{} is no type for this setting", value.type_str()),
         )),
     }
 }
