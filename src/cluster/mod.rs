@@ -1,0 +1,3 @@
+//! What operators see of the cluster.
+
+pub(crate) mod status;
