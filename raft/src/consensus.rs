@@ -295,10 +295,11 @@ impl Consensus {
         Pong { id: self.node_id(), applied_index: self.applied_index(), version: self.inner.options.version.clone(), blobs_held: held, blobs_missing: missing }
     }
 
-    pub(crate) fn identity(&self) -> Identity {
+    /// Who this node is, for the others to see.
+    pub fn identity(&self) -> Identity {
         // An unreadable row stops the node when it is applied over; here it only hides the cluster's id.
         let cluster_id = self.inner.registry.cluster_id().ok().flatten();
-        Identity { id: self.node_id(), record: self.inner.options.record.clone(), cluster_id }
+        Identity { id: self.node_id(), record: self.inner.options.record.clone(), cluster_id, empty: self.is_empty() }
     }
 }
 

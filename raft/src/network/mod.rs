@@ -119,8 +119,10 @@ pub struct Identity {
     pub id: NodeId,
     /// Its name and addresses.
     pub record: NodeRecord,
-    /// The cluster that it belongs to; `None` while it is empty.
+    /// The cluster that it belongs to; `None` while it knows of none.
     pub cluster_id: Option<Uuid>,
+    /// Whether its log is empty: a node that has one takes no part in founding another cluster.
+    pub empty: bool,
 }
 
 /// What became of a question to join.
