@@ -28,18 +28,12 @@ pub struct Balancer {
 impl Balancer {
     /// Listens on a free port of loopback in front of these nodes (`http://host:port`).
     pub async fn start(nodes: &[String]) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .await
-            .context("a port for the balancer")?;
+        let listener =
+            TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.context("a port for the balancer")?;
         let url = format!("http://{}", listener.local_addr()?);
-        let nodes: Arc<[String]> = nodes
-            .iter()
-            .map(|url| url.trim_start_matches("http://").trim_end_matches('/').to_owned())
-            .collect();
-        let turns = Arc::new(Turns {
-            nodes,
-            next: AtomicUsize::new(0),
-        });
+        let nodes: Arc<[String]> =
+            nodes.iter().map(|url| url.trim_start_matches("http://").trim_end_matches('/').to_owned()).collect();
+        let turns = Arc::new(Turns { nodes, next: AtomicUsize::new(0) });
         let accepting = tokio::spawn(async move {
             // Ends with the task: when the balancer is dropped, or the listener fails.
             while let Ok((stream, _)) = listener.accept().await {
@@ -81,9 +75,7 @@ async fn serve(stream: TcpStream, turns: Arc<Turns>) {
         async move { Ok::<_, hyper::Error>(forward(request, &turns).await) }
     });
     // A client that goes away is no error of ours.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn forward(request: Request<Incoming>, turns: &Turns) -> Response<Body> {
@@ -129,8 +121,7 @@ mod tests {
                     Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(answer))))
                 });
                 tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
                 );
             }
         });

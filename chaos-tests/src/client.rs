@@ -133,17 +133,13 @@ impl Reply {
     pub fn codes(&self) -> Vec<String> {
         let document = self.json();
         let errors = document["errors"].as_array().cloned().unwrap_or_default();
-        errors
-            .iter()
-            .filter_map(|error| Some(error["code"].as_str()?.to_owned()))
-            .collect()
+        errors.iter().filter_map(|error| Some(error["code"].as_str()?.to_owned())).collect()
     }
 
     /// The path and query of the `Location` header.
     pub fn location(&self) -> Result<String, Problem> {
-        let location = self
-            .header("location")
-            .ok_or_else(|| Problem::Wrong(format!("{} → no Location", self.request)))?;
+        let location =
+            self.header("location").ok_or_else(|| Problem::Wrong(format!("{} → no Location", self.request)))?;
         Ok(path_of(location).to_owned())
     }
 
@@ -190,12 +186,7 @@ impl Client {
     /// A client of these nodes that shares connections with others.
     pub fn over(http: reqwest::Client, urls: Vec<String>) -> Self {
         assert!(!urls.is_empty(), "a client needs a node");
-        Self {
-            http,
-            urls,
-            turn: AtomicUsize::new(0),
-            timeout: REQUEST_TIMEOUT,
-        }
+        Self { http, urls, turn: AtomicUsize::new(0), timeout: REQUEST_TIMEOUT }
     }
 
     /// Gives up on a request after this time.
@@ -291,24 +282,14 @@ impl Client {
     }
 
     /// Adds bytes to an upload, with the `Content-Range` if one is given.
-    pub async fn patch(
-        &self,
-        location: &str,
-        range: Option<&str>,
-        bytes: Bytes,
-    ) -> Result<Reply, Problem> {
+    pub async fn patch(&self, location: &str, range: Option<&str>, bytes: Bytes) -> Result<Reply, Problem> {
         let mut headers = vec![OCTETS];
         headers.extend(range.map(|range| ("content-range", range)));
         self.send(Method::PATCH, location, &headers, bytes).await
     }
 
     /// Closes an upload with the last (or all, or none) of its bytes.
-    pub async fn close_upload(
-        &self,
-        location: &str,
-        digest: &str,
-        bytes: Bytes,
-    ) -> Result<Reply, Problem> {
+    pub async fn close_upload(&self, location: &str, digest: &str, bytes: Bytes) -> Result<Reply, Problem> {
         let path = with_query(location, &format!("digest={digest}"));
         self.send(Method::PUT, &path, &[OCTETS], bytes).await
     }
@@ -354,21 +335,12 @@ impl Client {
     }
 
     /// Pushes every blob of the image, then its manifest under the tag.
-    pub async fn push(
-        &self,
-        repository: &str,
-        tag: &str,
-        image: &Image,
-        way: Way,
-    ) -> Result<Pushed, Problem> {
+    pub async fn push(&self, repository: &str, tag: &str, image: &Image, way: Way) -> Result<Pushed, Problem> {
         for blob in &image.blobs {
             let pushed = self.push_blob(repository, blob, way).await;
             pushed.map_err(|problem| Problem::BeforeTheName(Box::new(problem)))?;
         }
-        let put = self
-            .put_manifest(repository, tag, OCI_MANIFEST, image.manifest.clone())
-            .await?
-            .expect(&[201])?;
+        let put = self.put_manifest(repository, tag, OCI_MANIFEST, image.manifest.clone()).await?.expect(&[201])?;
         if put.header("docker-content-digest") != Some(&image.digest) {
             return Err(Problem::Wrong(format!(
                 "{} → Docker-Content-Digest {:?}, pushed {}",
@@ -377,11 +349,7 @@ impl Client {
                 image.digest
             )));
         }
-        Ok(Pushed {
-            repository: repository.to_owned(),
-            tag: tag.to_owned(),
-            digest: image.digest.clone(),
-        })
+        Ok(Pushed { repository: repository.to_owned(), tag: tag.to_owned(), digest: image.digest.clone() })
     }
 
     /// GET of a manifest, whatever the answer.
@@ -399,7 +367,7 @@ impl Client {
         let answer = asked.send().await.map_err(|error| lost(&request, &error))?;
         if answer.status() != 200 {
             let reply = complete(request, answer, Instant::now()).await?;
-            return Err(reply.expect(&[200]).err().expect("the status is not 200"));
+            return Err(reply.expect(&[200]).expect_err("the status is not 200"));
         }
         let mut hasher = Sha256::new();
         let mut size_bytes = 0;
@@ -423,10 +391,7 @@ impl Client {
             let reply = self.manifest(&pushed.repository, reference).await?.expect(&[200])?;
             let found = sha256(&reply.body);
             if found != pushed.digest {
-                return Err(Problem::Wrong(format!(
-                    "{}: {found}, pushed {}",
-                    reply.request, pushed.digest
-                )));
+                return Err(Problem::Wrong(format!("{}: {found}, pushed {}", reply.request, pushed.digest)));
             }
             manifest = reply.json();
         }
@@ -463,13 +428,8 @@ impl Client {
         if matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
             built = built.body(body);
         }
-        let answer = built
-            .send()
-            .await
-            .map_err(|error| (lost(&request, &error), error.is_connect()))?;
-        complete(request, answer, began)
-            .await
-            .map_err(|problem| (problem, false))
+        let answer = built.send().await.map_err(|error| (lost(&request, &error), error.is_connect()))?;
+        complete(request, answer, began).await.map_err(|problem| (problem, false))
     }
 }
 
@@ -501,21 +461,11 @@ fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
         .collect()
 }
 
-async fn complete(
-    request: String,
-    answer: reqwest::Response,
-    began: Instant,
-) -> Result<Reply, Problem> {
+async fn complete(request: String, answer: reqwest::Response, began: Instant) -> Result<Reply, Problem> {
     let status = answer.status().as_u16();
     let headers = answer.headers().clone();
     let body = answer.bytes().await.map_err(|error| lost(&request, &error))?;
-    Ok(Reply {
-        request,
-        status,
-        headers,
-        body,
-        took: began.elapsed(),
-    })
+    Ok(Reply { request, status, headers, body, took: began.elapsed() })
 }
 
 fn lost(request: &str, error: &reqwest::Error) -> Problem {
@@ -527,10 +477,7 @@ fn lost(request: &str, error: &reqwest::Error) -> Problem {
         reason = format!("{reason}: {error}");
         cause = error.source();
     }
-    Problem::Lost {
-        request: request.to_owned(),
-        reason,
-    }
+    Problem::Lost { request: request.to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -547,15 +494,8 @@ mod tests {
 
     #[test]
     fn only_a_refusal_proves_that_nothing_happened() {
-        let refused = |status| Problem::Refused {
-            request: String::new(),
-            status,
-            body: String::new(),
-        };
-        let lost = || Problem::Lost {
-            request: String::new(),
-            reason: String::new(),
-        };
+        let refused = |status| Problem::Refused { request: String::new(), status, body: String::new() };
+        let lost = || Problem::Lost { request: String::new(), reason: String::new() };
         assert_eq!(refused(404).outcome(), Outcome::Failed);
         assert_eq!(refused(503).outcome(), Outcome::Unknown);
         assert_eq!(lost().outcome(), Outcome::Unknown);
@@ -566,7 +506,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_does_not_listen_is_passed_over_and_all_of_them_are_an_error() {
         let client = Client::new(vec!["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()]);
-        let problem = client.get("/v2/").await.err().expect("nobody listens");
+        let problem = client.get("/v2/").await.expect_err("nobody listens");
         assert!(problem.to_string().contains("127.0.0.1:2"), "{problem}");
     }
 }

@@ -40,22 +40,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            nodes: 3,
-            extra_args: Vec::new(),
-            binary: None,
-            ready_within: Duration::from_secs(60),
-        }
+        Self { nodes: 3, extra_args: Vec::new(), binary: None, ready_within: Duration::from_secs(60) }
     }
 }
 
 impl Options {
     /// Three nodes with these further arguments.
     pub fn with_args<const N: usize>(arguments: [&str; N]) -> Self {
-        Self {
-            extra_args: arguments.map(str::to_owned).to_vec(),
-            ..Self::default()
-        }
+        Self { extra_args: arguments.map(str::to_owned).to_vec(), ..Self::default() }
     }
 }
 
@@ -65,20 +57,11 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         return Ok(PathBuf::from(named));
     }
     let here = env::current_exe().context("where this program lies")?;
-    let beside = here
-        .ancestors()
-        .skip(1)
-        .take(3)
-        .map(|folder| folder.join("flotilla"));
+    let beside = here.ancestors().skip(1).take(3).map(|folder| folder.join("flotilla"));
     beside
         .chain([PathBuf::from("target/release/flotilla")])
         .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no flotilla program near {}: build it, or name it in FLOTILLA_BIN",
-                here.display()
-            )
-        })
+        .with_context(|| format!("no flotilla program near {}: build it, or name it in FLOTILLA_BIN", here.display()))
 }
 
 /// A running cluster. Dropping it kills the nodes and removes the folder, unless a test is failing
@@ -103,11 +86,7 @@ impl Cluster {
     /// Starts the nodes without waiting for anything.
     pub fn launch(options: &Options) -> anyhow::Result<Self> {
         let program = options.binary.clone().map_or_else(binary, Ok)?;
-        let folder = tempfile::Builder::new()
-            .prefix("flotilla-")
-            .tempdir()
-            .context("a folder for the cluster")?
-            .keep();
+        let folder = tempfile::Builder::new().prefix("flotilla-").tempdir().context("a folder for the cluster")?.keep();
         let ports = free_ports(2 * options.nodes)?;
         let (listen, peer_listen) = ports.split_at(options.nodes);
         let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
@@ -146,12 +125,7 @@ impl Cluster {
                 }
             })
             .collect();
-        let cluster = Self {
-            nodes,
-            folder,
-            keep: AtomicBool::new(false),
-            http: plain_http(Duration::from_secs(10)),
-        };
+        let cluster = Self { nodes, folder, keep: AtomicBool::new(false), http: plain_http(Duration::from_secs(10)) };
         for node in &cluster.nodes {
             node.restart()?;
         }
@@ -211,19 +185,9 @@ impl Cluster {
             let left = within.saturating_sub(began.elapsed());
             let client = self.client_of(node).with_timeout(Duration::from_secs(2));
             until_ok(left, &format!("{} is ready", node.name), async || {
-                ensure!(
-                    node.alive(),
-                    "{} has ended: {}",
-                    node.name,
-                    node.log_tail()
-                );
+                ensure!(node.alive(), "{} has ended: {}", node.name, node.log_tail());
                 let reply = client.get("/readyz").await?;
-                ensure!(
-                    reply.status == 200,
-                    "/readyz answers {} {}",
-                    reply.status,
-                    reply.text()
-                );
+                ensure!(reply.status == 200, "/readyz answers {} {}", reply.status, reply.text());
                 Ok(())
             })
             .await
@@ -235,16 +199,9 @@ impl Cluster {
     /// What the node says about the cluster.
     pub async fn status(&self, node: &Node) -> anyhow::Result<Status> {
         let reply = self.client_of(node).get("/api/v1/cluster").await?;
-        ensure!(
-            reply.status == 200,
-            "/api/v1/cluster of {}: {} {}",
-            node.name,
-            reply.status,
-            reply.text()
-        );
-        serde_json::from_slice(&reply.body).with_context(|| {
-            format!("/api/v1/cluster of {}: {}", node.name, reply.text())
-        })
+        ensure!(reply.status == 200, "/api/v1/cluster of {}: {} {}", node.name, reply.status, reply.text());
+        serde_json::from_slice(&reply.body)
+            .with_context(|| format!("/api/v1/cluster of {}: {}", node.name, reply.text()))
     }
 
     /// The node that leads by the word of the living nodes; waits for an election.
@@ -361,16 +318,10 @@ impl Node {
     pub async fn stop(&self) -> anyhow::Result<()> {
         self.signal(Signal::Terminate)?;
         let status = until_ok(ORDERLY_END, "an end after SIGTERM", async || {
-            self.exit_status()
-                .with_context(|| format!("{} still runs", self.name))
+            self.exit_status().with_context(|| format!("{} still runs", self.name))
         })
         .await?;
-        ensure!(
-            status.success(),
-            "{} ends after SIGTERM with {status}: {}",
-            self.name,
-            self.log_tail()
-        );
+        ensure!(status.success(), "{} ends after SIGTERM with {status}: {}", self.name, self.log_tail());
         Ok(())
     }
 
@@ -430,9 +381,7 @@ impl Node {
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let mut child = lock(&self.child);
-        let child = child
-            .as_mut()
-            .with_context(|| format!("{} was never started", self.name))?;
+        let child = child.as_mut().with_context(|| format!("{} was never started", self.name))?;
         process::send(child, signal).with_context(|| format!("{signal:?} to {}", self.name))
     }
 }

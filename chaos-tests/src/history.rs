@@ -57,10 +57,7 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            operations: Mutex::default(),
-        }
+        Self { began: Instant::now(), operations: Mutex::default() }
     }
 }
 
@@ -72,18 +69,12 @@ impl History {
 
     /// Adds an operation that has ended.
     pub fn record(&self, operation: Operation) {
-        self.operations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(operation);
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner).push(operation);
     }
 
     /// Everything so far.
     pub fn snapshot(&self) -> Vec<Operation> {
-        self.operations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The acknowledged puts that ended in the span of time.
@@ -139,9 +130,7 @@ pub(crate) mod tests {
     #[test]
     fn the_ends_of_a_span_count_as_gaps() {
         let seconds = Duration::from_secs;
-        let puts: Vec<_> = [9, 11, 12, 15]
-            .map(|end| operation(Action::Put, "d", end - 1, end))
-            .to_vec();
+        let puts: Vec<_> = [9, 11, 12, 15].map(|end| operation(Action::Put, "d", end - 1, end)).to_vec();
         assert_eq!(longest_gap(&puts, seconds(10), seconds(16)), seconds(3));
         assert_eq!(longest_gap(&puts, seconds(10), seconds(20)), seconds(5));
         assert_eq!(longest_gap(&[], seconds(10), seconds(20)), seconds(10));

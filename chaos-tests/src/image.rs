@@ -52,10 +52,7 @@ pub struct Image {
 impl Image {
     /// An image of these blobs.
     pub fn of(config: Bytes, layers: Vec<Bytes>) -> Self {
-        let described: Vec<Value> = layers
-            .iter()
-            .map(|layer| descriptor(OCI_LAYER, layer))
-            .collect();
+        let described: Vec<Value> = layers.iter().map(|layer| descriptor(OCI_LAYER, layer)).collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
@@ -64,19 +61,12 @@ impl Image {
         });
         let manifest = Bytes::from(manifest.to_string());
         let blobs = [config].into_iter().chain(layers).collect();
-        Self {
-            blobs,
-            digest: sha256(&manifest),
-            manifest,
-        }
+        Self { blobs, digest: sha256(&manifest), manifest }
     }
 
     /// An image that nobody has pushed before, with layers of these sizes in bytes.
     pub fn random(random: &mut impl Rng, layers: &[usize]) -> Self {
-        let layers = layers
-            .iter()
-            .map(|size| random_bytes(random, *size))
-            .collect();
+        let layers = layers.iter().map(|size| random_bytes(random, *size)).collect();
         let config = json!({"architecture": "amd64", "os": "linux", "serial": random.random::<u128>().to_string()});
         Self::of(Bytes::from(config.to_string()), layers)
     }
@@ -94,10 +84,7 @@ mod tests {
 
     #[test]
     fn digests_are_those_of_the_standard() {
-        assert_eq!(
-            sha256(b""),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(sha256(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert!(sha512(b"").starts_with("sha512:cf83e1357eefb8bd"));
     }
 

@@ -53,12 +53,8 @@ pub fn spawn(command: Command) -> io::Result<Child> {
         orders
     });
     let (answer, answered) = mpsc::channel();
-    forker
-        .send((command, answer))
-        .expect("the forking thread lives as long as its sender, a static");
-    answered
-        .recv()
-        .expect("the forking thread answers every order")
+    forker.send((command, answer)).expect("the forking thread lives as long as its sender, a static");
+    answered.recv().expect("the forking thread answers every order")
 }
 
 fn spawn_here(mut command: Command) -> io::Result<Child> {
@@ -82,11 +78,7 @@ pub fn send(child: &mut Child, signal: Signal) -> io::Result<()> {
     }
     let pid = libc::pid_t::try_from(child.id()).expect("a pid fits its own type");
     // SAFETY: plain system call; the pid is that of our own child, not yet reaped.
-    if unsafe { libc::kill(pid, signal.number()) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if unsafe { libc::kill(pid, signal.number()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Calls `action` when this process exits by `exit` or by the return of `main`.

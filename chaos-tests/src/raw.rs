@@ -38,11 +38,7 @@ impl Connection {
     /// Connects to `http://host:port`.
     pub async fn open(url: &str) -> io::Result<Self> {
         let authority = url.trim_start_matches("http://").trim_end_matches('/');
-        Ok(Self {
-            stream: TcpStream::connect(authority).await?,
-            read: Vec::new(),
-            authority: authority.to_owned(),
-        })
+        Ok(Self { stream: TcpStream::connect(authority).await?, read: Vec::new(), authority: authority.to_owned() })
     }
 
     /// Sends the head of a request with a `Host`, and these header lines.
@@ -84,9 +80,7 @@ impl Connection {
             }
             Ok(self.read.drain(..length).collect())
         };
-        timeout(within, reading)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no body in time"))?
+        timeout(within, reading).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no body in time"))?
     }
 
     /// Reads until the peer closes: the bytes, or an error when the time is over.
@@ -100,9 +94,7 @@ impl Connection {
                 }
             }
         };
-        timeout(within, reading)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not close"))
+        timeout(within, reading).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not close"))
     }
 
     async fn read_head(&mut self) -> io::Result<Head> {

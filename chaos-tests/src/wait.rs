@@ -7,11 +7,7 @@ use anyhow::bail;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Asks `probe` again and again until it has an answer; an error that says `what` did not come after `within`.
-pub async fn until<T>(
-    within: Duration,
-    what: &str,
-    mut probe: impl AsyncFnMut() -> Option<T>,
-) -> anyhow::Result<T> {
+pub async fn until<T>(within: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
     let began = Instant::now();
     loop {
         if let Some(answer) = probe().await {
