@@ -8,10 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flotilla_storage::{MetadataStore, StorageError};
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::raft::{ReadPolicy, SnapshotResponse};
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
 use parking_lot::RwLock;
-use tokio::sync::{Mutex, broadcast, watch};
+use tokio::sync::{Mutex, broadcast};
 use uuid::Uuid;
 
 pub use crate::state_store::AppliedBlob;
@@ -208,7 +209,7 @@ impl Consensus {
 
     /// The leader, if one is known.
     pub fn leader(&self) -> Option<NodeId> {
-        self.inner.raft.metrics().borrow().current_leader
+        self.inner.raft.metrics().borrow_watched().current_leader
     }
 
     /// Whether a majority of the voters answers pings. Without one, writes are refused and names are read locally.
@@ -253,7 +254,7 @@ impl Consensus {
 
     /// Whether this node has any log: one that has belongs to a cluster.
     pub fn is_empty(&self) -> bool {
-        let metrics = self.inner.raft.metrics().borrow().clone();
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
         metrics.last_log_index.is_none() && metrics.last_applied.is_none()
     }
 
@@ -264,11 +265,11 @@ impl Consensus {
 
     /// The state of the Raft group as this node sees it.
     pub fn status(&self) -> RaftStatus {
-        let metrics = self.inner.raft.metrics().borrow().clone();
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let counters = &self.inner.watches.counters;
         RaftStatus {
             term: metrics.current_term,
-            commit_index: metrics.cluster_committed.or(metrics.committed).map_or(0, |log_id| log_id.index),
+            commit_index: metrics.cluster_committed.or(metrics.local_committed).map_or(0, |log_id| log_id.index),
             applied_index: self.applied_index(),
             leader: metrics.current_leader,
             snapshot_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
@@ -509,7 +510,7 @@ impl Consensus {
     /// election does it then.
     pub async fn hand_over(&self) {
         for _ in 0..2 {
-            let metrics = self.inner.raft.metrics().borrow().clone();
+            let metrics = self.inner.raft.metrics().borrow_watched().clone();
             if metrics.current_leader != Some(self.node_id()) {
                 return;
             }
@@ -522,8 +523,8 @@ impl Consensus {
             }
             let mut seen = self.inner.raft.metrics();
             let own = self.node_id();
-            let changed = seen.wait_for(|metrics| metrics.current_leader.is_some_and(|leader| leader != own));
-            if tokio::time::timeout(HAND_OVER_LIMIT, changed).await.is_ok() {
+            let changed = seen.wait_until(|metrics| metrics.current_leader.is_some_and(|leader| leader != own));
+            if matches!(tokio::time::timeout(HAND_OVER_LIMIT, changed).await, Ok(Ok(_))) {
                 tracing::info!(node_id = format!("{successor:012x}"), "leadership handed over");
                 return;
             }
@@ -541,7 +542,7 @@ impl Consensus {
     async fn snapshot_by_size(self) {
         let (mut last_bytes, mut last_snapshot) = (0, 0);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        let mut running: watch::Receiver<_> = self.inner.raft.metrics();
+        let mut running = self.inner.raft.metrics();
         loop {
             ticks.tick().await;
             let (ended, snapshot) = {

@@ -22,6 +22,9 @@ pub mod registry;
 mod snapshot;
 pub mod state_machine;
 mod state_store;
+#[cfg(test)]
+mod store_tests;
+mod types;
 pub mod wire;
 
 pub use command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
