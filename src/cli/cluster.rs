@@ -73,7 +73,12 @@ async fn fetch(url: &reqwest::Url) -> anyhow::Result<String> {
         client = client.no_proxy();
     }
     let address = format!("{}/api/v1/cluster", url.as_str().trim_end_matches('/'));
-    let answer = client.build()?.get(address).send().await?;
+    let answer = client
+        .build()?
+        .get(address)
+        .send()
+        .await
+        .map_err(reqwest::Error::without_url)?;
     let status = answer.status();
     let body = answer.text().await?;
     anyhow::ensure!(
@@ -87,7 +92,7 @@ async fn fetch(url: &reqwest::Url) -> anyhow::Result<String> {
 fn render(status: &ClusterStatus) -> String {
     let leader = status.leader.as_ref().map_or("none", |leader| &leader.name);
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header([
         "name",
         "role",

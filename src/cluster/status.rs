@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    fn three(change: impl FnOnce(&mut [NodeStatus])) -> ClusterStatus {
+    fn three(change: impl FnOnce(&mut Vec<NodeStatus>)) -> ClusterStatus {
         let mut nodes = vec![
             node("n1", Role::Leader),
             node("n2", Role::Follower),

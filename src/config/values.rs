@@ -97,7 +97,7 @@ pub(super) fn write_size<S: Serializer>(size: &ByteSize, serializer: S) -> Resul
     ];
     let (unit, suffix) = units
         .into_iter()
-        .find(|(unit, _)| bytes % unit == 0)
+        .find(|(unit, _)| bytes.is_multiple_of(*unit))
         .unwrap_or((1, "B"));
     serializer.collect_str(&format_args!("{}{suffix}", bytes / unit))
 }

@@ -49,18 +49,10 @@ impl Home {
         let lock = lock(&dir)?;
         let shape = match recorded(&dir)? {
             Some(shape) => shape.accept(&dir, nodes, port)?,
-            None => {
-                let shape = Shape {
-                    nodes: nodes.unwrap_or(DEFAULT_NODES),
-                    port: port.unwrap_or(DEFAULT_PORT),
-                };
-                let text = format!(
-                    "# This folder belongs to `flotilla dev`.\n{}",
-                    toml::to_string(&shape)?
-                );
-                write_whole(&dir, MARKER, text.as_bytes())?;
-                shape
-            }
+            None => Shape {
+                nodes: nodes.unwrap_or(DEFAULT_NODES),
+                port: port.unwrap_or(DEFAULT_PORT),
+            },
         };
         let handle = File::open(&dir).with_context(|| format!("cannot open {}", dir.display()))?;
         let home = Self {
@@ -72,6 +64,16 @@ impl Home {
         // A supervisor that was killed leaves these behind; they would speak of processes long gone.
         home.clean_up();
         Ok(home)
+    }
+
+    /// Writes the marker that makes the folder ours and fixes its shape. Until then a start that
+    /// failed, say because a port is taken, can be tried again with another port.
+    pub(super) fn mark(&self) -> anyhow::Result<()> {
+        let text = format!(
+            "# This folder belongs to `flotilla dev`.\n{}",
+            toml::to_string(&self.shape)?
+        );
+        write_whole(&self.dir, MARKER, text.as_bytes())
     }
 
     /// Removes what is true only while the nodes run.
@@ -201,12 +203,31 @@ mod tests {
         )
     }
 
+    fn marked(dir: &Path, nodes: Option<u16>, port: Option<u16>) -> Home {
+        let home = Home::open(dir, nodes, port).expect("new");
+        home.mark().expect("written");
+        home
+    }
+
+    #[test]
+    fn a_start_that_failed_before_the_mark_fixes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        drop(Home::open(folder.path(), Some(5), Some(6000)).expect("new"));
+        assert_eq!(
+            Home::open(folder.path(), None, None)
+                .expect("still new")
+                .shape
+                .port,
+            DEFAULT_PORT
+        );
+    }
+
     #[test]
     fn a_second_start_finds_the_same_shape() {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = folder.path().join("new/.flotilla");
         assert_eq!(
-            Home::open(&dir, Some(5), Some(6000)).expect("new").shape,
+            marked(&dir, Some(5), Some(6000)).shape,
             Shape {
                 nodes: 5,
                 port: 6000
@@ -243,7 +264,7 @@ mod tests {
     #[test]
     fn a_description_of_a_former_run_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let home = Home::open(folder.path(), None, None).expect("new");
+        let home = marked(folder.path(), None, None);
         home.write_description(&serde_json::json!({"nodes": []}))
             .expect("written");
         drop(home);

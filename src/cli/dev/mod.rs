@@ -10,6 +10,7 @@ mod demo;
 mod fleet;
 mod home;
 mod parent_death;
+mod process;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,13 +112,13 @@ impl Start {
         let home = Home::open(&self.place.data_dir, self.nodes, self.port)?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let mut told_to_stop = async || {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         };
 
         let fleet = Arc::new(Fleet::new(home)?);
         fleet.require_free_ports()?;
+        fleet.home.mark()?;
         let outcome = tokio::select! {
             () = told_to_stop() => Ok(()),
             outcome = live(&fleet, !self.no_demo) => outcome,
@@ -135,9 +136,10 @@ impl Start {
 
 /// Starts the cluster, shows that it works, and serves `dev node …` for good.
 async fn live(fleet: &Arc<Fleet>, with_demo: bool) -> anyhow::Result<()> {
+    let names: Vec<&str> = fleet.nodes.iter().map(|node| node.name.as_str()).collect();
     say(format_args!(
-        "Starting {} nodes in {}",
-        fleet.nodes.len(),
+        "Starting {} in {}",
+        names.join(", "),
         fleet.home.dir.display()
     ));
     let deadline = Instant::now() + READY_WITHIN;
