@@ -28,14 +28,14 @@ pub(crate) trait Reader {
 pub(crate) struct State<'a> {
     reader: &'a dyn Reader,
     writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    members: &'a BTreeSet<NodeId>,
+    members: BTreeSet<NodeId>,
     index: u64,
     time_ms: u64,
 }
 
 impl<'a> State<'a> {
     /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far.
-    pub(crate) fn new(reader: &'a dyn Reader, members: &'a BTreeSet<NodeId>, time_ms: u64) -> Self {
+    pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64) -> Self {
         Self { reader, writes: BTreeMap::new(), members, index: 0, time_ms }
     }
 
@@ -46,6 +46,11 @@ impl<'a> State<'a> {
 
     pub(crate) fn set_index(&mut self, index: u64) {
         self.index = index;
+    }
+
+    /// A membership entry took effect.
+    pub(crate) fn set_members(&mut self, members: BTreeSet<NodeId>) {
+        self.members = members;
     }
 
     /// Milliseconds since the Unix epoch, never going back.

@@ -1,0 +1,532 @@
+//! A cluster of `flotilla serve` processes on this machine, in a folder of its own.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rand::Rng;
+use serde::Deserialize;
+
+use crate::client::{Client, plain_http};
+use crate::process::{self, Signal};
+use crate::wait::until_ok;
+
+/// How long a node may take to end after SIGTERM.
+const ORDERLY_END: Duration = Duration::from_secs(20);
+/// Below the ephemeral ports: those a client's outgoing connection could hold while a node is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+const LOG_TAIL_BYTES: usize = 4_000;
+
+/// How to start a cluster.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many nodes form the cluster.
+    pub nodes: usize,
+    /// Arguments for every node, after those that name it and its peers.
+    pub extra_args: Vec<String>,
+    /// The program; found by [`binary`] if none.
+    pub binary: Option<PathBuf>,
+    /// How long all nodes together may take until they are ready.
+    pub ready_within: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { nodes: 3, extra_args: Vec::new(), binary: None, ready_within: Duration::from_secs(60) }
+    }
+}
+
+impl Options {
+    /// Three nodes with these further arguments.
+    pub fn with_args<const N: usize>(arguments: [&str; N]) -> Self {
+        Self { extra_args: arguments.map(str::to_owned).to_vec(), ..Self::default() }
+    }
+}
+
+/// The program to test: `$FLOTILLA_BIN`, else the one built beside this executable, else the release build.
+pub fn binary() -> anyhow::Result<PathBuf> {
+    if let Some(named) = env::var_os("FLOTILLA_BIN") {
+        return Ok(PathBuf::from(named));
+    }
+    let here = env::current_exe().context("where this program lies")?;
+    let beside = here.ancestors().skip(1).take(3).map(|folder| folder.join("flotilla"));
+    beside
+        .chain([PathBuf::from("target/release/flotilla")])
+        .find(|path| path.is_file())
+        .with_context(|| format!("no flotilla program near {}: build it, or name it in FLOTILLA_BIN", here.display()))
+}
+
+/// A running cluster. Dropping it kills the nodes and removes the folder, unless a test is failing
+/// or `FLOTILLA_KEEP=1`.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    folder: PathBuf,
+    keep: AtomicBool,
+    http: reqwest::Client,
+}
+
+impl Cluster {
+    /// Starts the nodes and waits until each is ready.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let cluster = Self::launch(&options)?;
+        let ready = cluster.wait_ready(options.ready_within).await;
+        cluster.judged(ready)?;
+        Ok(cluster)
+    }
+
+    /// Starts the nodes without waiting for anything.
+    pub fn launch(options: &Options) -> anyhow::Result<Self> {
+        let program = options.binary.clone().map_or_else(binary, Ok)?;
+        let folder = tempfile::Builder::new().prefix("flotilla-").tempdir().context("a folder for the cluster")?.keep();
+        let ports = free_ports(2 * options.nodes)?;
+        let (listen, peer_listen) = ports.split_at(options.nodes);
+        let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
+        let nodes = listen
+            .iter()
+            .zip(peer_listen)
+            .enumerate()
+            .map(|(index, (port, peer_port))| {
+                let name = format!("n{}", index + 1);
+                let data_dir = folder.join(&name);
+                let mut arguments = vec![
+                    "serve".to_owned(),
+                    "--name".to_owned(),
+                    name.clone(),
+                    "--data-dir".to_owned(),
+                    data_dir.display().to_string(),
+                    "--listen".to_owned(),
+                    address(*port),
+                    "--peer-listen".to_owned(),
+                    address(*peer_port),
+                    "--peers".to_owned(),
+                    peers.join(","),
+                    "--initial-cluster-size".to_owned(),
+                    options.nodes.to_string(),
+                ];
+                arguments.extend(options.extra_args.iter().cloned());
+                Node {
+                    url: format!("http://{}", address(*port)),
+                    peer_url: format!("http://{}", address(*peer_port)),
+                    log: folder.join(format!("{name}.log")),
+                    name,
+                    data_dir,
+                    program: program.clone(),
+                    arguments,
+                    child: Mutex::new(None),
+                }
+            })
+            .collect();
+        let cluster = Self { nodes, folder, keep: AtomicBool::new(false), http: plain_http(Duration::from_secs(10)) };
+        for node in &cluster.nodes {
+            node.restart()?;
+        }
+        Ok(cluster)
+    }
+
+    /// A cluster that lives as long as the process, for tests that share one.
+    pub fn shared(self) -> &'static Self {
+        static FIRST: Once = Once::new();
+        FIRST.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                A_TEST_FAILED.store(true, Ordering::Relaxed);
+                before(panic);
+            }));
+            process::at_exit(end_shared);
+        });
+        let cluster: &'static Self = Box::leak(Box::new(self));
+        lock(&SHARED).push(cluster);
+        cluster
+    }
+
+    /// The nodes, in the order of their names.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node of that number, counted from 0.
+    pub fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// The address that clients use, for every node.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.url.clone()).collect()
+    }
+
+    /// A client that sends each request to the next node.
+    pub fn client(&self) -> Client {
+        Client::over(self.http.clone(), self.urls())
+    }
+
+    /// A client of one node only.
+    pub fn client_of(&self, node: &Node) -> Client {
+        Client::over(self.http.clone(), vec![node.url.clone()])
+    }
+
+    /// Where the data directories and logs lie.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Waits until every node that is alive answers `/readyz` with 200.
+    pub async fn wait_ready(&self, within: Duration) -> anyhow::Result<()> {
+        let began = Instant::now();
+        for node in &self.nodes {
+            let left = within.saturating_sub(began.elapsed());
+            let client = self.client_of(node).with_timeout(Duration::from_secs(2));
+            until_ok(left, &format!("{} is ready", node.name), async || {
+                ensure!(node.alive(), "{} has ended: {}", node.name, node.log_tail());
+                let reply = client.get("/readyz").await?;
+                ensure!(reply.status == 200, "/readyz answers {} {}", reply.status, reply.text());
+                Ok(())
+            })
+            .await
+            .with_context(|| format!("the log of {} ends: {}", node.name, node.log_tail()))?;
+        }
+        Ok(())
+    }
+
+    /// What the node says about the cluster.
+    pub async fn status(&self, node: &Node) -> anyhow::Result<Status> {
+        let reply = self.client_of(node).get("/api/v1/cluster").await?;
+        ensure!(reply.status == 200, "/api/v1/cluster of {}: {} {}", node.name, reply.status, reply.text());
+        serde_json::from_slice(&reply.body)
+            .with_context(|| format!("/api/v1/cluster of {}: {}", node.name, reply.text()))
+    }
+
+    /// The node that leads by the word of the living nodes; waits for an election.
+    pub async fn leader(&self) -> anyhow::Result<&Node> {
+        until_ok(Duration::from_secs(20), "a living leader", async || {
+            for asked in self.nodes.iter().filter(|node| node.alive()) {
+                let Ok(status) = self.status(asked).await else {
+                    continue;
+                };
+                let Some(leader) = status.leader else {
+                    continue;
+                };
+                let named = self.nodes.iter().find(|node| node.name == leader.name);
+                if let Some(node) = named.filter(|node| node.alive()) {
+                    return Ok(node);
+                }
+            }
+            bail!("no living node names a living leader")
+        })
+        .await
+    }
+
+    /// A number from a node's `/metrics`: the sum over all labels; 0 where it is not listed.
+    pub async fn metric(&self, node: &Node, name: &str) -> anyhow::Result<f64> {
+        let reply = self.client_of(node).get("/metrics").await?;
+        ensure!(reply.status == 200, "/metrics of {}: {}", node.name, reply.status);
+        Ok(metric_in(&reply.text(), name))
+    }
+
+    /// Keeps the folder if the result is an error, and says in it where that is.
+    pub fn judged<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.with_context(|| {
+            self.keep.store(true, Ordering::Relaxed);
+            format!("data and logs are kept in {}", self.folder.display())
+        })
+    }
+
+    fn end(&self, failed: bool) {
+        for node in &self.nodes {
+            node.kill();
+        }
+        let wanted = env::var_os("FLOTILLA_KEEP").is_some_and(|value| value == "1");
+        if wanted || failed || self.keep.load(Ordering::Relaxed) {
+            eprintln!("kept: {}", self.folder.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("{} stays: {error}", self.folder.display());
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.end(thread::panicking());
+    }
+}
+
+static SHARED: Mutex<Vec<&'static Cluster>> = Mutex::new(Vec::new());
+static A_TEST_FAILED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn end_shared() {
+    for cluster in lock(&SHARED).drain(..) {
+        cluster.end(A_TEST_FAILED.load(Ordering::Relaxed));
+    }
+}
+
+/// One `flotilla serve` process and what is needed to start it again.
+#[derive(Debug)]
+pub struct Node {
+    /// The name by which the cluster knows it.
+    pub name: String,
+    /// Where clients reach it.
+    pub url: String,
+    /// Where the other nodes reach it.
+    pub peer_url: String,
+    /// What it keeps on disk.
+    pub data_dir: PathBuf,
+    log: PathBuf,
+    program: PathBuf,
+    arguments: Vec<String>,
+    child: Mutex<Option<Child>>,
+}
+
+impl Node {
+    /// Starts the process by the same command line as before; it must not be running.
+    pub fn restart(&self) -> anyhow::Result<()> {
+        ensure!(!self.alive(), "{} is running", self.name);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("{}", self.log.display()))?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("a second handle of the log")?)
+            .stderr(log);
+        let child = process::spawn(command)
+            .with_context(|| format!("{} {}", self.program.display(), self.arguments.join(" ")))?;
+        *lock(&self.child) = Some(child);
+        Ok(())
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub fn kill(&self) {
+        if let Some(child) = lock(&self.child).as_mut() {
+            // A stopped process dies of SIGKILL as well; an error means that it is dead already.
+            let _ = process::send(child, Signal::Kill);
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, and waits; an error unless it exits with status 0 in time.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.signal(Signal::Terminate)?;
+        let status = until_ok(ORDERLY_END, "an end after SIGTERM", async || {
+            self.exit_status().with_context(|| format!("{} still runs", self.name))
+        })
+        .await?;
+        ensure!(status.success(), "{} ends after SIGTERM with {status}: {}", self.name, self.log_tail());
+        Ok(())
+    }
+
+    /// SIGSTOP: neither answers nor closes its connections.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::Stop)
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::Continue)
+    }
+
+    /// Whether the process runs (or is paused).
+    pub fn alive(&self) -> bool {
+        match lock(&self.child).as_mut().map(Child::try_wait) {
+            Some(Ok(ended)) => ended.is_none(),
+            Some(Err(_)) | None => false,
+        }
+    }
+
+    /// The most memory that the running process has ever held, since its start.
+    pub fn peak_rss_bytes(&self) -> anyhow::Result<u64> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        let path = format!("/proc/{pid}/status");
+        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let kib = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
+            .with_context(|| format!("no VmHWM in {path}"))?;
+        Ok(kib * 1024)
+    }
+
+    /// The end of what the process wrote.
+    pub fn log_tail(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        let start = bytes.len().saturating_sub(LOG_TAIL_BYTES);
+        String::from_utf8_lossy(&bytes[start..]).into_owned()
+    }
+
+    /// Bytes on disk below the data directory, without those below any folder of the given name.
+    pub fn disk_bytes(&self, without: &str) -> io::Result<u64> {
+        bytes_below(&self.data_dir, without)
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        let mut child = lock(&self.child);
+        let child = child.as_mut()?;
+        matches!(child.try_wait(), Ok(None)).then(|| child.id())
+    }
+
+    fn exit_status(&self) -> Option<ExitStatus> {
+        lock(&self.child).as_mut()?.try_wait().ok()?
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let mut child = lock(&self.child);
+        let child = child.as_mut().with_context(|| format!("{} was never started", self.name))?;
+        process::send(child, signal).with_context(|| format!("{signal:?} to {}", self.name))
+    }
+}
+
+/// The parts of `/api/v1/cluster` that scenarios look at.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// `healthy`, `degraded` or `no_quorum`.
+    pub verdict: String,
+    /// How many more nodes may fail.
+    pub failures_tolerated: u64,
+    /// The leader, if one is known.
+    pub leader: Option<Named>,
+    /// Every member.
+    pub nodes: Vec<Member>,
+}
+
+impl Status {
+    /// The member of that name.
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.nodes.iter().find(|member| member.name == name)
+    }
+}
+
+/// A node by its name.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Named {
+    /// As given by `--name`.
+    pub name: String,
+}
+
+/// One member of the cluster, as another (or itself) sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Member {
+    /// As given by `--name`.
+    pub name: String,
+    /// `leader`, `follower` or `learner`.
+    pub role: String,
+    /// Whether it answers its peers.
+    pub reachable: bool,
+    /// The last log index that it has applied, where known.
+    pub applied_index: Option<u64>,
+    /// How many entries it is behind, where known.
+    pub lag: Option<u64>,
+    /// Blob files that it should hold.
+    pub blobs: Option<Held>,
+}
+
+/// Counts of blob files.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Held {
+    /// Files that are there.
+    pub held: u64,
+    /// Files that should be there and are not.
+    pub missing: u64,
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+/// Ports on which nobody listens; all are held while they are looked for, so none comes twice.
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    let mut random = rand::rng();
+    let mut held = Vec::new();
+    for _ in 0..1_000 {
+        if held.len() == count {
+            break;
+        }
+        let port = random.random_range(PORTS);
+        held.extend(TcpListener::bind(("127.0.0.1", port)).map(|listener| (port, listener)));
+    }
+    ensure!(held.len() == count, "no {count} free ports on 127.0.0.1");
+    Ok(held.into_iter().map(|(port, _)| port).collect())
+}
+
+fn bytes_below(folder: &Path, without: &str) -> io::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // A file may go between the listing and the look at it: nodes run meanwhile.
+        let Ok(kind) = entry.metadata() else { continue };
+        if kind.is_file() {
+            sum += kind.len();
+        } else if kind.is_dir() && entry.file_name() != without {
+            sum += bytes_below(&entry.path(), without).unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
+fn metric_in(text: &str, name: &str) -> f64 {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| series.split('{').next() == Some(name))
+        .filter_map(|(_, value)| value.parse::<f64>().ok())
+        .sum()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_and_not_over_its_namesakes() {
+        let text = "# TYPE a_total counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_more 7\n";
+        assert_eq!(metric_in(text, "a_total"), 5.0);
+        assert_eq!(metric_in(text, "b_total"), 0.0);
+    }
+
+    #[test]
+    fn free_ports_are_different_from_each_other() {
+        let mut ports = free_ports(20).expect("a machine with 20 free ports");
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 20);
+    }
+
+    #[tokio::test]
+    async fn a_paused_process_is_alive_and_a_killed_one_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let node = Node {
+            name: "sleeper".to_owned(),
+            url: String::new(),
+            peer_url: String::new(),
+            data_dir: folder.path().to_owned(),
+            log: folder.path().join("log"),
+            program: PathBuf::from("sleep"),
+            arguments: vec!["60".to_owned()],
+            child: Mutex::new(None),
+        };
+        node.restart().expect("sleep starts");
+        node.pause().expect("it can be paused");
+        assert!(node.alive());
+        assert!(node.restart().is_err(), "it still runs");
+        node.resume().expect("it can go on");
+        assert!(node.peak_rss_bytes().expect("its memory is known") > 0);
+        assert!(node.stop().await.is_err(), "sleep dies of SIGTERM, not in order");
+        node.restart().expect("it starts again");
+        node.kill();
+        assert!(!node.alive());
+    }
+}

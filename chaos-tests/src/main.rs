@@ -1,0 +1,78 @@
+//! `chaos-tests`: each scenario against real nodes on this machine.
+
+use std::process::ExitCode;
+
+use chaos_tests::scenarios::{self, CatchUp};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "Faults against real Flotilla processes, and checks of what clients were promised")]
+struct Arguments {
+    /// Repeats a run: its random choices follow from this number.
+    #[arg(long, global = true, env = "FLOTILLA_SEED")]
+    seed: Option<u64>,
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Kill -9 the leader during pushes: they go on within 5 s and nothing acknowledged is lost.
+    KillLeader {
+        #[arg(long, default_value_t = 20)]
+        times: u32,
+    },
+    /// Kill -9 all nodes at once during pushes: everything acknowledged is back within 10 s.
+    KillAll {
+        #[arg(long, default_value_t = 20)]
+        times: u32,
+    },
+    /// A stopped node misses many writes and catches up by a snapshot.
+    CatchUp {
+        #[arg(long, default_value_t = 10_000)]
+        writes: usize,
+        #[arg(long, default_value_t = 2_000)]
+        snapshot_every: usize,
+        #[arg(long, default_value_t = 500)]
+        keep: usize,
+    },
+    /// A large blob goes in at one node and comes out at another, in little memory.
+    BigBlob {
+        #[arg(long, default_value_t = 2_048)]
+        mib: u64,
+    },
+    /// Two of three nodes gone: pulls go on, pushes are refused at once, and all heals by itself.
+    NoQuorum,
+    /// Many clients push and pull at once.
+    Clients {
+        #[arg(long, default_value_t = 200)]
+        count: usize,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    let result = match arguments.scenario {
+        Scenario::KillLeader { times } => scenarios::kill_leader(times, seed).await,
+        Scenario::KillAll { times } => scenarios::kill_all(times, seed).await,
+        Scenario::CatchUp { writes, snapshot_every, keep } => {
+            scenarios::catch_up(CatchUp { writes, snapshot_every, keep }, seed).await
+        }
+        Scenario::BigBlob { mib } => scenarios::big_blob(mib, seed).await,
+        Scenario::NoQuorum => scenarios::no_quorum(seed).await,
+        Scenario::Clients { count } => scenarios::clients(count, seed).await,
+    };
+    match result {
+        Ok(()) => {
+            println!("passed");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("FAILED (seed {seed}): {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The leader dies in the middle of pushes, again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use rand::Rng;
+
+use super::{all, median, names};
+use crate::checkers::{lost_pushes, none_of, stale_reads};
+use crate::cluster::{Cluster, Node, Options};
+use crate::history::{Action, History, Outcome, longest_gap};
+use crate::nemesis;
+use crate::wait::until;
+use crate::workload::{Pushes, Tags, random, until_served};
+
+const WORKERS: u64 = 4;
+/// The promise: pushes go on within this time.
+const MAX_GAP: Duration = Duration::from_secs(5);
+/// How long the scenario looks on before it gives up, to say how long it really took.
+const PATIENCE: Duration = Duration::from_secs(30);
+const HEALED_WITHIN: Duration = Duration::from_secs(30);
+/// Pushes begun after the kill that must succeed before it counts as survived.
+const GOES_ON: usize = 10;
+
+/// Kills the leader that many times; prints the median and the longest gap between acknowledged pushes.
+pub async fn kill_leader(times: u32, seed: u64) -> anyhow::Result<()> {
+    let cluster = Cluster::start(Options::default()).await?;
+    let result = run(&cluster, times, seed).await;
+    cluster.judged(result)
+}
+
+async fn run(cluster: &Cluster, times: u32, seed: u64) -> anyhow::Result<()> {
+    let history = Arc::new(History::default());
+    let pushes = Pushes::start(cluster, &history, seed, "leader", WORKERS);
+    let tags = Tags::start(cluster, &history, seed);
+    let mut random = random(seed, 3, 0);
+    let mut gaps = Vec::new();
+    for round in 1..=times {
+        let began = history.now();
+        pushed_since(&history, began, GOES_ON).await?;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..1_000))).await;
+        let killed_at = history.now();
+        let killed = nemesis::kill_leader(cluster).await?;
+        pushed_since(&history, killed_at, GOES_ON).await?;
+        let now = history.now();
+        let gap = longest_gap(&history.snapshot(), killed_at, now);
+        gaps.push(gap);
+        let acknowledged = history.acknowledged(began, now);
+        let remaining: Vec<&Node> = cluster.nodes().iter().filter(|node| node.alive()).collect();
+        until_served(cluster, &history, &remaining, &acknowledged, HEALED_WITHIN).await?;
+        killed.restart()?;
+        cluster.wait_ready(HEALED_WITHIN).await?;
+        let took = until_served(cluster, &history, &[killed], &acknowledged, HEALED_WITHIN).await?;
+        println!(
+            "{round}/{times}: killed {}, gap {gap:.2?}; {} pushes intact on the others, and on it {took:.2?} after it was ready",
+            killed.name,
+            acknowledged.len()
+        );
+    }
+    let problems = pushes.end().await?;
+    tags.end().await?;
+    println!("pushes that failed, by kind: {problems:?}");
+    println!(
+        "gap without an acknowledged push: median {:.2?}, longest {:.2?}",
+        median(&gaps),
+        gaps.iter().max().copied().unwrap_or_default()
+    );
+    verdict(cluster, &history).await?;
+    let long: Vec<_> = gaps.iter().filter(|gap| **gap > MAX_GAP).collect();
+    ensure!(long.is_empty(), "gaps over {MAX_GAP:?}: {long:.2?}");
+    Ok(())
+}
+
+async fn verdict(cluster: &Cluster, history: &History) -> anyhow::Result<()> {
+    let healed = history.now();
+    let acknowledged = history.acknowledged(Duration::ZERO, healed);
+    let kept: Vec<_> = acknowledged.into_iter().filter(|put| put.repository != "chaos/moving").collect();
+    let served = until_served(cluster, history, &all(cluster), &kept, HEALED_WITHIN).await;
+    let operations = history.snapshot();
+    let judged: Vec<_> = operations.iter().filter(|op| op.repository != "chaos/moving").cloned().collect();
+    none_of("acknowledged push lost", &lost_pushes(&judged, healed, &names(cluster)))?;
+    served?;
+    none_of("stale read", &stale_reads(&operations))?;
+    let reads = operations.iter().filter(|op| op.action == Action::Read).count();
+    println!("{} acknowledged pushes on every node, {reads} reads by tag fresh", kept.len());
+    Ok(())
+}
+
+/// Waits for that many acknowledged pushes which began after the moment.
+async fn pushed_since(history: &History, moment: Duration, count: usize) -> anyhow::Result<()> {
+    until(PATIENCE, "pushes go on", async || {
+        let operations = history.snapshot();
+        let begun = operations
+            .iter()
+            .rev()
+            .take_while(|op| op.end >= moment)
+            .filter(|op| op.action == Action::Put && op.outcome == Outcome::Ok && op.start >= moment);
+        (begun.count() >= count).then_some(())
+    })
+    .await
+}

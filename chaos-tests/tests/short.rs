@@ -1,0 +1,50 @@
+//! Short forms of the scenarios, one cluster at a time: the nodes of two would share too few processors.
+
+use chaos_tests::scenarios::{self, CatchUp};
+use tokio::sync::Mutex;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+fn seed() -> u64 {
+    let seed = std::env::var("FLOTILLA_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    seed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_survive_the_death_of_the_leader() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::kill_leader(2, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_pushes_survive_the_death_of_all_nodes() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::kill_all(2, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_more_than_the_log_keeps_catches_up() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let size = CatchUp { writes: 1_500, snapshot_every: 400, keep: 100 };
+    scenarios::catch_up(size, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_blob_goes_through_in_little_memory() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::big_blob(96, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_pulls_go_on_and_pushes_are_refused_at_once() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::no_quorum(seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_push_and_pull_at_once_without_an_error() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::clients(40, seed()).await
+}
