@@ -130,7 +130,7 @@ impl Turn {
             Ok(Answer { result: Err(refusal), .. }) => Ok(Err(refusal)),
             Err(ProposeError::NoQuorum) => Err(UploadError::NoQuorum),
             Err(ProposeError::OutcomeUnknown) => Err(UploadError::OutcomeUnknown),
-            Err(ProposeError::Storage(reason)) => Err(StorageError::corrupt(reason).into()),
+            Err(ProposeError::Stopped(_)) => Err(UploadError::NoQuorum),
         }
     }
 }

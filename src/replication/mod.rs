@@ -26,8 +26,10 @@ mod writer;
 
 use std::sync::Arc;
 
-use flotilla_raft::Consensus;
+use bytes::Bytes;
+use flotilla_raft::{Consensus, NodeId};
 use flotilla_storage::BlobStore;
+use futures::Stream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,7 +41,7 @@ use tally::Tally;
 
 pub(crate) use finish::Finished;
 pub(crate) use peers::{PeerError, Peers, UploadTarget};
-pub(crate) use pieces::BodyError;
+pub(crate) use pieces::{BodyError, Pieces};
 pub(crate) use read::{BlobStream, ReadBlobError};
 pub(crate) use serve::configure_peer;
 pub(crate) use session::{Session, Turn, UploadError};
@@ -59,7 +61,8 @@ struct Inner {
     sessions: Sessions,
     copies: Copies,
     claims: Claims,
-    tally: Arc<Tally>,
+    tally: Tally,
+    stop: CancellationToken,
 }
 
 impl Replication {
@@ -80,7 +83,8 @@ impl Replication {
             copies: Copies::new(blobs.clone(), limits),
             sessions: Sessions::default(),
             claims: Claims::default(),
-            tally: Arc::default(),
+            tally: Tally::default(),
+            stop: CancellationToken::new(),
             consensus,
             blobs,
             config,
@@ -88,10 +92,33 @@ impl Replication {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Starts repair and the end of what was given up, until `stop`.
-    pub(crate) fn start(&self, stop: &CancellationToken) {
-        tokio::spawn(repair::Repair::new(self.clone()).run(stop.clone()));
-        tokio::spawn(self.clone().sweep_uploads(stop.clone()));
+    /// Starts repair, and the end of uploads that were given up.
+    pub(crate) fn start(&self) {
+        tokio::spawn(repair::Repair::new(self.clone()).run(self.inner.stop.clone()));
+        tokio::spawn(self.clone().sweep_uploads(self.inner.stop.clone()));
+    }
+
+    /// Ends what [`Replication::start`] started. Requests are still served.
+    pub(crate) fn stop(&self) {
+        self.inner.stop.cancel();
+    }
+
+    /// This node's id.
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.consensus().node_id()
+    }
+
+    /// Whether a majority answers: without one no upload can be finished.
+    pub(crate) fn quorum_reachable(&self) -> bool {
+        self.consensus().quorum_reachable()
+    }
+
+    /// Gathers a client's body into pieces, each of which must come within the configured time.
+    pub(crate) fn pieces<S, E>(&self, body: S) -> Pieces<S>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+    {
+        Pieces::new(body, self.config().body_timeout)
     }
 
     /// How many blobs that belong on this node it holds, and how many it misses.
@@ -100,7 +127,7 @@ impl Replication {
     }
 
     /// The node that holds an upload session; `None` for an id that no node gave out.
-    pub(crate) fn upload_owner(&self, id: &Uuid) -> Option<flotilla_raft::NodeId> {
+    pub(crate) fn upload_owner(&self, id: &Uuid) -> Option<NodeId> {
         upload_id::owner(id)
     }
 
@@ -109,7 +136,8 @@ impl Replication {
         &self.inner.peers
     }
 
-    fn consensus(&self) -> &Consensus {
+    /// Agreement and the applied state.
+    pub(crate) fn consensus(&self) -> &Consensus {
         &self.inner.consensus
     }
 

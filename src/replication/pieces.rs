@@ -121,7 +121,7 @@ pub(crate) enum BodyError {
 }
 
 /// Gathers the small chunks in which the network delivers a body into pieces.
-pub(super) struct Pieces<S> {
+pub(crate) struct Pieces<S> {
     chunks: S,
     /// What did not fit into the last piece.
     rest: Bytes,
@@ -140,7 +140,7 @@ where
     }
 
     /// The next piece; `None` at the end of the body.
-    pub(super) async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         let first = match self.chunk(self.stall).await {
             Chunk::Bytes(first) => first,
             Chunk::End => return None,

@@ -132,6 +132,8 @@ impl Repair {
         }
         self.look_for_fresh().await?;
         self.begin_fetches();
+        let (held, missing) = self.replication.held_and_missing();
+        self.replication.consensus().set_blob_counts(held, missing);
         Ok(())
     }
 
