@@ -10,7 +10,7 @@ use super::tags::Page;
 
 /// `GET /v2/_catalog`
 pub(crate) async fn list(oci: &Oci, request: &HttpRequest) -> Result<HttpResponse, OciError> {
-    let look = |registry: &Registry, after: Option<&str>, limit: usize| registry.repositories(after, limit).map(Some);
+    let look = |registry: &Registry, after: Option<&str>, limit: usize| Ok(Some(registry.repositories(after, limit)?.into_iter().map(String::from).collect()));
     let page = Page::of(request)?;
     page.answer(oci, "/v2/_catalog", look, OciError::internal, |repositories| json!({ "repositories": repositories })).await
 }

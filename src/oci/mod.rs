@@ -22,8 +22,9 @@ use crate::replication::Replication;
 
 pub(crate) use blobs::{delete as delete_blob, get as get_blob, mount as mount_blob};
 pub(crate) use catalog::list as list_repositories;
+pub(crate) use content::strip_body;
 pub(crate) use error::{Code, OciError};
-pub(crate) use extract::{Route, query, repository};
+pub(crate) use extract::{Route, repository};
 pub(crate) use manifests::{delete as delete_manifest, get as get_manifest, put as put_manifest};
 pub(crate) use tags::list as list_tags;
 

@@ -22,7 +22,7 @@ pub(crate) async fn list(oci: &Oci, request: &HttpRequest, repository: &Reposito
     let page = Page::of(request)?;
     let name = repository.clone();
     let look = move |registry: &Registry, after: Option<&str>, limit: usize| match registry.repository_exists(&name)? {
-        true => registry.tags(&name, after, limit).map(Some),
+        true => Ok(Some(registry.tags(&name, after, limit)?.into_iter().map(String::from).collect())),
         false => Ok(None),
     };
     let unknown = || OciError::not_found(Code::NameUnknown, format!("repository {repository} is not known"));
@@ -50,11 +50,11 @@ impl Page {
     }
 
     /// Looks the page up, as new as the request where a majority answers, and answers with it.
-    pub(super) async fn answer<T: AsRef<str> + Send + 'static>(
+    pub(super) async fn answer(
         self,
         oci: &Oci,
         path: &str,
-        look: impl Fn(&Registry, Option<&str>, usize) -> Result<Option<Vec<T>>, StorageError> + Send + 'static,
+        look: impl Fn(&Registry, Option<&str>, usize) -> Result<Option<Vec<String>>, StorageError> + Send + 'static,
         unknown: impl FnOnce() -> OciError,
         body: impl FnOnce(&[&str]) -> serde_json::Value,
     ) -> Result<HttpResponse, OciError> {
@@ -65,7 +65,7 @@ impl Page {
         // One more than is shown tells whether there are more.
         let found = web::block(move || look(&registry, after.as_deref(), limit + 1)).await.map_err(|_| OciError::unavailable("this node is stopping"))??;
         let found = found.ok_or_else(|| freshness.missing(unknown().revision(revision)))?;
-        let mut entries: Vec<&str> = found.iter().map(AsRef::as_ref).collect();
+        let mut entries: Vec<&str> = found.iter().map(String::as_str).collect();
         let more = entries.len() > limit;
         entries.truncate(limit);
 
