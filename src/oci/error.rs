@@ -4,14 +4,14 @@ use std::fmt;
 
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, HeaderName, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpResponse, ResponseError};
 use flotilla_raft::{InvalidName, ProposeError, ReadError, Refusal};
 use flotilla_storage::{Digest, ParseDigestError, StorageError};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{FLOTILLA_REVISION, decimal};
+use super::{FLOTILLA_REVISION, checked, decimal};
 use crate::replication::{ReadBlobError, StoreError};
 
 /// The codes of the specification that this registry uses, and two that it lacks: `UNAVAILABLE` and `UNKNOWN`.
@@ -126,6 +126,12 @@ impl OciError {
     /// 400 for a body that ends before it should.
     pub(crate) fn cut_short() -> Self {
         Self::bad_request(Code::SizeInvalid, "the body ended early")
+    }
+
+    /// 416 for ranges of which nothing is there.
+    pub(crate) fn range_not_satisfiable(size: u64) -> Self {
+        let error = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::SizeInvalid, format!("the content has {size} bytes"));
+        error.header(CONTENT_RANGE, checked(format_args!("bytes */{size}"))).header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
     }
 
     /// Adds a header.

@@ -54,15 +54,15 @@ impl ManifestDocument {
     pub(super) fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, Reason> {
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let fields = Fields::parse(text);
-        let inner = fields.as_ref().ok().map(|fields| fields.text("mediaType")).transpose();
+        let inner = fields.as_ref().map_or(Ok(None), |fields| fields.text("mediaType"))?;
         let outer = content_type.map(without_parameters).filter(|outer| !outer.is_empty());
         let media_type = match (outer, inner) {
-            (Some(outer), Ok(Some(Some(inner)))) if outer != inner => {
+            (Some(outer), Some(inner)) if outer != inner => {
                 return Err(format!("Content-Type is {outer}, mediaType in the document is {inner}"));
             }
             (Some(outer), _) => outer.to_owned(),
-            (None, Ok(Some(Some(inner)))) => inner,
-            (None, _) => shape(fields.as_ref().map_err(Clone::clone)?).to_owned(),
+            (None, Some(inner)) => inner,
+            (None, None) => shape(fields.as_ref().map_err(Clone::clone)?).to_owned(),
         };
         check_media_type(&media_type)?;
         match media_type.as_str() {
