@@ -201,7 +201,9 @@ fn announced_algorithm(request: &HttpRequest) -> Result<Option<Algorithm>, OciEr
 /// Where the session is: every answer but an error says so in the same headers.
 fn progress(status: StatusCode, session: &Session) -> HttpResponse {
     let mut answer = HttpResponseBuilder::new(status);
-    session_headers(session).into_iter().for_each(|header| drop(answer.insert_header(header)));
+    for header in session_headers(session) {
+        answer.insert_header(header);
+    }
     answer.finish()
 }
 

@@ -246,7 +246,9 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
 {
     let end = Arc::clone(&progress);
-    let pieces = body.inspect(move |_| drop(progress.fetch_add(1, Ordering::Relaxed)));
+    let pieces = body.inspect(move |_| {
+        progress.fetch_add(1, Ordering::Relaxed);
+    });
     let mark = futures::stream::poll_fn(move |_| {
         end.store(ENDED, Ordering::Relaxed);
         std::task::Poll::Ready(None)

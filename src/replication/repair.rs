@@ -112,9 +112,9 @@ impl Repair {
                 () = sleep_until(wake) => {}
                 Some(fetched) = self.fetches.join_next() => self.fetched(fetched.ok()),
                 event = applied.recv() => match event {
-                    Ok(AppliedBlob { digest, size }) => self.committed(digest, size),
-                    // Events were lost: only a comparison can tell what they said.
-                    Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
+                    Ok(AppliedBlob::Linked { digest, size }) => self.committed(digest, size),
+                    // What they said can only be found by comparing.
+                    Ok(AppliedBlob::Everything) | Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
                     Err(RecvError::Closed) => return,
                 },
             }

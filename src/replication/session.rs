@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_raft::{INLINE_BODY_MAX, RepositoryName};
+use flotilla_raft::RepositoryName;
+use flotilla_raft::command::INLINE_BODY_MAX;
 use flotilla_storage::{Algorithm, Digest, StorageError};
 use futures::Stream;
 use parking_lot::Mutex;
