@@ -26,24 +26,10 @@ const MAX_IDLE_ROWS: usize = 64;
 
 /// What a caller asks for.
 pub(super) enum Operation {
-    Append {
-        entries: Vec<(u64, Bytes)>,
-        done: Done,
-    },
-    PutMeta {
-        key: LogMeta,
-        value: Vec<u8>,
-        done: Done,
-    },
-    Truncate {
-        index: u64,
-        done: Done,
-    },
-    Purge {
-        index: u64,
-        purged: Vec<u8>,
-        done: Done,
-    },
+    Append { entries: Vec<(u64, Bytes)>, done: Done },
+    PutMeta { key: LogMeta, value: Vec<u8>, done: Done },
+    Truncate { index: u64, done: Done },
+    Purge { index: u64, purged: Vec<u8>, done: Done },
 }
 
 /// What the writer does.
@@ -99,10 +85,7 @@ struct State {
 
 impl Shared {
     pub(super) fn new(database: Database, sentinel: Sentinel, contents: Contents) -> Self {
-        let start = (
-            contents.mark(),
-            contents.leftovers.then_some(contents.floor),
-        );
+        let start = (contents.mark(), contents.leftovers.then_some(contents.floor));
         Shared {
             database,
             sentinel,
@@ -133,17 +116,10 @@ impl Shared {
     pub(super) fn enqueue(&self, operation: Operation) {
         let mut state = self.state.lock();
         // A `done` may queue more; if the writer waited for room here it would wait for itself.
-        while state.is_full()
-            && !state.closed
-            && self.writer.get() != Some(&std::thread::current().id())
-        {
+        while state.is_full() && !state.closed && self.writer.get() != Some(&std::thread::current().id()) {
             self.room.wait(&mut state);
         }
-        let refused = if state.closed {
-            Err(StorageError::Closed)
-        } else {
-            state.check(&operation)
-        };
+        let refused = if state.closed { Err(StorageError::Closed) } else { state.check(&operation) };
         if let Err(error) = refused {
             drop(state);
             let (Operation::Append { done, .. }
@@ -158,11 +134,7 @@ impl Shared {
 
     pub(super) fn put_unsynced(&self, key: LogMeta, value: Vec<u8>) {
         if value.len() > MAX_META_BYTES {
-            return self.fail(too_large(
-                "a meta row of the log",
-                value.len(),
-                MAX_META_BYTES,
-            ));
+            return self.fail(too_large("a meta row of the log", value.len(), MAX_META_BYTES));
         }
         let mut state = self.state.lock();
         if state.closed {
@@ -171,11 +143,7 @@ impl Shared {
         let row = state.set_meta(key, value);
         match state.queue.back_mut() {
             // Nothing lies between: the newer value takes the older one's place.
-            Some(Queued {
-                work: Work::PutMeta(last, old),
-                done: None,
-                ..
-            }) if *last == key => *old = row,
+            Some(Queued { work: Work::PutMeta(last, old), done: None, .. }) if *last == key => *old = row,
             _ => state.push(Work::PutMeta(key, row), None, 0),
         }
         if state.queue.len() >= MAX_IDLE_ROWS {
@@ -213,18 +181,10 @@ impl Shared {
     /// Work up to this sequence is in sled.
     pub(super) fn settle(&self, sequence: u64) {
         let mut state = self.state.lock();
-        while state
-            .pending
-            .first_key_value()
-            .is_some_and(|(_, (written, _))| *written <= sequence)
-        {
+        while state.pending.first_key_value().is_some_and(|(_, (written, _))| *written <= sequence) {
             state.pending.pop_first();
         }
-        while state
-            .truncations
-            .front()
-            .is_some_and(|(executed, _)| *executed <= sequence)
-        {
+        while state.truncations.front().is_some_and(|(executed, _)| *executed <= sequence) {
             state.truncations.pop_front();
         }
     }
@@ -281,19 +241,10 @@ impl Shared {
 
     pub(super) fn bounds(&self) -> Result<Option<(u64, u64)>, StorageError> {
         let state = self.state.lock();
-        if state.closed {
-            Err(StorageError::Closed)
-        } else {
-            Ok(state.bounds)
-        }
+        if state.closed { Err(StorageError::Closed) } else { Ok(state.bounds) }
     }
 
-    pub(super) fn read(
-        &self,
-        start: u64,
-        end: u64,
-        max_bytes: u64,
-    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+    pub(super) fn read(&self, start: u64, end: u64, max_bytes: u64) -> Result<Vec<(u64, Bytes)>, StorageError> {
         loop {
             let Some(plan) = self.state.lock().plan(start, end, max_bytes)? else {
                 return Ok(Vec::new());
@@ -323,9 +274,7 @@ impl State {
                     let follows = last.is_none_or(|last| Some(*index) == last.checked_add(1));
                     if !follows || *index < self.floor {
                         let (floor, index) = (self.floor, *index);
-                        let what = format!(
-                            "entry {index} may not follow {last:?} in a log that begins at {floor}"
-                        );
+                        let what = format!("entry {index} may not follow {last:?} in a log that begins at {floor}");
                         return Err(StorageError::Corrupt { what });
                     }
                     if payload.len() > MAX_ENTRY_BYTES {
@@ -337,11 +286,7 @@ impl State {
             }
             Operation::PutMeta { value, .. } | Operation::Purge { purged: value, .. } => {
                 if value.len() > MAX_META_BYTES {
-                    return Err(too_large(
-                        "a meta row of the log",
-                        value.len(),
-                        MAX_META_BYTES,
-                    ));
+                    return Err(too_large("a meta row of the log", value.len(), MAX_META_BYTES));
                 }
                 Ok(())
             }
@@ -355,12 +300,8 @@ impl State {
                 let mut bytes = 0;
                 for (index, payload) in &entries {
                     bytes += payload.len();
-                    self.pending
-                        .insert(*index, (self.next_sequence, payload.clone()));
-                    self.bounds = Some(
-                        self.bounds
-                            .map_or((*index, *index), |(first, _)| (first, *index)),
-                    );
+                    self.pending.insert(*index, (self.next_sequence, payload.clone()));
+                    self.bounds = Some(self.bounds.map_or((*index, *index), |(first, _)| (first, *index)));
                 }
                 self.push(Work::Append(entries), Some(done), bytes);
             }
@@ -372,35 +313,25 @@ impl State {
                 self.removals += 1;
                 self.pending.split_off(&index);
                 self.truncations.push_back((self.next_sequence, index));
-                self.bounds = self
-                    .bounds
-                    .and_then(|(first, last)| match index.checked_sub(1) {
-                        Some(before) if before >= first => Some((first, last.min(before))),
-                        _ => None,
-                    });
+                self.bounds = self.bounds.and_then(|(first, last)| match index.checked_sub(1) {
+                    Some(before) if before >= first => Some((first, last.min(before))),
+                    _ => None,
+                });
                 self.push(Work::Truncate(index, self.floor), Some(done), 0);
             }
-            Operation::Purge {
-                index,
-                purged,
-                done,
-            } => {
+            Operation::Purge { index, purged, done } => {
                 self.removals += 1;
                 let floor = index.saturating_add(1);
                 // A purge that was overtaken changes nothing, but its answer keeps its place.
                 let row = match self.meta[slot(LogMeta::Purged)].clone() {
                     Some(row) if self.floor > floor => row,
-                    _ => MetaRow {
-                        counter: index,
-                        value: purged,
-                    },
+                    _ => MetaRow { counter: index, value: purged },
                 };
                 self.meta[slot(LogMeta::Purged)] = Some(row.clone());
                 self.floor = self.floor.max(floor);
                 self.pending = self.pending.split_off(&self.floor);
-                self.bounds = self.bounds.and_then(|(first, last)| {
-                    (last >= self.floor).then_some((first.max(self.floor), last))
-                });
+                self.bounds =
+                    self.bounds.and_then(|(first, last)| (last >= self.floor).then_some((first.max(self.floor), last)));
                 self.push(Work::Purge(row, self.floor), Some(done), 0);
             }
         }
@@ -409,12 +340,7 @@ impl State {
     fn push(&mut self, work: Work, done: Option<Done>, bytes: usize) {
         self.waited_for += usize::from(done.is_some());
         self.queued_bytes += bytes;
-        self.queue.push_back(Queued {
-            sequence: self.next_sequence,
-            work,
-            done,
-            bytes,
-        });
+        self.queue.push_back(Queued { sequence: self.next_sequence, work, done, bytes });
         self.next_sequence += 1;
     }
 
@@ -422,11 +348,7 @@ impl State {
         let place = &mut self.meta[slot(key)];
         let before = place.as_ref().map_or(0, |row| row.counter);
         // The number of a vote tells an older one from a newer one, without knowing what a vote says.
-        let counter = if key == LogMeta::Vote {
-            before + 1
-        } else {
-            before
-        };
+        let counter = if key == LogMeta::Vote { before + 1 } else { before };
         let row = MetaRow { counter, value };
         *place = Some(row.clone());
         row
@@ -445,44 +367,22 @@ impl State {
         if start >= end {
             return Ok(None);
         }
-        let queued_from = self
-            .pending
-            .first_key_value()
-            .map_or(u64::MAX, |(index, _)| *index);
-        let cut_from = self
-            .truncations
-            .iter()
-            .map(|(_, index)| *index)
-            .min()
-            .unwrap_or(u64::MAX);
+        let queued_from = self.pending.first_key_value().map_or(u64::MAX, |(index, _)| *index);
+        let cut_from = self.truncations.iter().map(|(_, index)| *index).min().unwrap_or(u64::MAX);
         let mut budget = max_bytes;
-        let queued = self.pending.range(start..end).enumerate().map_while(
-            |(number, (index, (_, payload)))| {
-                let bytes = payload.len() as u64;
-                if number > 0 && bytes > budget {
-                    return None;
-                }
-                budget = budget.saturating_sub(bytes);
-                Some((*index, payload.clone()))
-            },
-        );
+        let queued = self.pending.range(start..end).enumerate().map_while(|(number, (index, (_, payload)))| {
+            let bytes = payload.len() as u64;
+            if number > 0 && bytes > budget {
+                return None;
+            }
+            budget = budget.saturating_sub(bytes);
+            Some((*index, payload.clone()))
+        });
         let queued: Vec<_> = queued.collect();
-        let last_queued = self
-            .pending
-            .range(start..end)
-            .next_back()
-            .map(|(index, _)| *index);
+        let last_queued = self.pending.range(start..end).next_back().map(|(index, _)| *index);
         let queued_cut = last_queued != queued.last().map(|(index, _)| *index);
         let disk_end = end.min(queued_from).min(cut_from);
-        Ok(Some(Plan {
-            start,
-            disk_end,
-            end,
-            max_bytes,
-            queued,
-            queued_cut,
-            removals: self.removals,
-        }))
+        Ok(Some(Plan { start, disk_end, end, max_bytes, queued, queued_cut, removals: self.removals }))
     }
 }
 
@@ -512,11 +412,7 @@ impl Plan {
                 found.entries.push((*index, payload.clone()));
             }
         }
-        let hole = |index: u64| {
-            Err(StorageError::corrupt(format!(
-                "the log has no entry {index}"
-            )))
-        };
+        let hole = |index: u64| Err(StorageError::corrupt(format!("the log has no entry {index}")));
         for (expected, (index, _)) in (self.start..).zip(&found.entries) {
             if expected != *index {
                 return hole(expected);
@@ -524,25 +420,14 @@ impl Plan {
         }
         let next = self.start + found.entries.len() as u64;
         // Short without a reason: the rest was there when the read was planned.
-        if next < self.end && !found.full && !self.queued_cut {
-            hole(next)
-        } else {
-            Ok(found.entries)
-        }
+        if next < self.end && !found.full && !self.queued_cut { hole(next) } else { Ok(found.entries) }
     }
 }
 
 fn slot(key: LogMeta) -> usize {
-    ALL_META
-        .iter()
-        .position(|candidate| *candidate == key)
-        .unwrap_or_default()
+    ALL_META.iter().position(|candidate| *candidate == key).unwrap_or_default()
 }
 
 fn too_large(what: &'static str, bytes: usize, limit: usize) -> StorageError {
-    StorageError::TooLarge {
-        what,
-        bytes: bytes as u64,
-        limit: limit as u64,
-    }
+    StorageError::TooLarge { what, bytes: bytes as u64, limit: limit as u64 }
 }
