@@ -9,6 +9,7 @@
 mod queue;
 mod rows;
 mod sentinel;
+mod state;
 mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +22,9 @@ use bytes::Bytes;
 
 use crate::database::{Database, Options};
 use crate::error::StorageError;
-use queue::{Operation, Shared};
+use queue::Shared;
 use sentinel::Sentinel;
+use state::Operation;
 
 const CACHE_BYTES: u64 = 16 << 20;
 const FOLDER: &str = "raft";

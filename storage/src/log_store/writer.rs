@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 
 use super::Done;
 use super::LogMeta;
-use super::queue::{Queued, Shared, Work};
+use super::queue::Shared;
 use super::rows::{self, MetaRow};
 use super::sentinel::Mark;
+use super::state::{Queued, Work};
 use crate::error::StorageError;
 
 /// Rows removed with one batch: a removal of many thousands must not hold up what comes after it.
