@@ -13,6 +13,7 @@ use crate::error::StorageError;
 const MAX_QUEUED_OPERATIONS: usize = 4096;
 /// Payload bytes that may wait; further callers block.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
+
 /// What a caller asks for.
 pub(super) enum Operation {
     Append { entries: Vec<(u64, Bytes)>, done: Done },
