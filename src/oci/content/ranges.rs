@@ -100,7 +100,14 @@ mod tests {
 
     #[test]
     fn nothing_that_is_there() {
-        for header in ["bytes=10-", "bytes=5000-10000", "bytes=5-0", "bytes=-0", "bytes=18446744073709551615-18446744073709551615", "bytes=10-11,12-"] {
+        for header in [
+            "bytes=10-",
+            "bytes=5000-10000",
+            "bytes=5-0",
+            "bytes=-0",
+            "bytes=18446744073709551615-18446744073709551615",
+            "bytes=10-11,12-",
+        ] {
             assert_eq!(parse(header, 10), Wanted::Unsatisfiable, "{header}");
         }
         assert_eq!(parse("bytes=0-", 0), Wanted::Unsatisfiable);
@@ -109,7 +116,19 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_ignored() {
-        for header in ["items=0-3", "bytes", "bytes=", "bytes=,", "bytes=x", "bytes=1", "bytes=-", "bytes=1-2-3", "bytes=+1-2", "bytes=0-1,x", ""] {
+        for header in [
+            "items=0-3",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=x",
+            "bytes=1",
+            "bytes=-",
+            "bytes=1-2-3",
+            "bytes=+1-2",
+            "bytes=0-1,x",
+            "",
+        ] {
             assert_eq!(parse(header, 10), Wanted::Whole, "{header}");
         }
     }
