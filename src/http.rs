@@ -10,7 +10,7 @@ use std::time::Instant;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::error::PayloadError;
-use actix_web::http::Method;
+use actix_web::http::{ConnectionType, Method};
 use actix_web::http::header::HeaderValue;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, Error, HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
@@ -79,14 +79,29 @@ async fn route(oci: &Oci, request: &HttpRequest, payload: web::Payload) -> Resul
 }
 
 /// What is true of every answer under `/v2`: errors in the specification's form, no body for HEAD, docker's header.
-async fn distribution(oci: web::Data<Oci>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
-    let answer = AssertUnwindSafe(route(&oci, &request, payload)).catch_unwind().await;
+async fn distribution(
+    oci: web::Data<Oci>,
+    readiness: web::Data<Readiness>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> HttpResponse {
+    let routed = async {
+        // What this node knows may be older than what it answered before it was started again.
+        if !readiness.is_started() {
+            return Err(OciError::unavailable("this node was started a moment ago and is still catching up"));
+        }
+        route(&oci, &request, payload).await
+    };
+    let answer = AssertUnwindSafe(routed).catch_unwind().await;
     let answer = answer.unwrap_or_else(|_| {
         tracing::error!(method = %request.method(), path = request.uri().path(), "a request made its handler panic");
         Err(OciError::internal())
     });
     let mut answer = answer.unwrap_or_else(|error| error.error_response());
     answer.headers_mut().insert(DOCKER_DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
+    if readiness.is_stopping() {
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+    }
     if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
 }
 

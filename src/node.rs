@@ -15,9 +15,9 @@ use crate::cluster::operator::shown;
 use crate::cluster::readiness::Readiness;
 use crate::cluster::{founding, peer};
 use crate::config::Config;
-use crate::oci::Oci;
+use crate::oci::{Oci, uploads};
 use crate::replication::Replication;
-use crate::{http, identity, oci, replication};
+use crate::{http, identity, replication};
 
 /// How long an idle connection is kept: longer than clients keep theirs, so that they close first.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
@@ -55,6 +55,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let ended = wait(&consensus).await;
     readiness.stop();
     background.abort();
+    replication.stop();
     stop(&consensus, &readiness, &client_handle, &peer_handle, config.shutdown_timeout).await;
     drop(lock);
     ended
@@ -90,7 +91,7 @@ type Server = actix_web::dev::Server;
 
 fn serve_peers(listener: TcpListener, consensus: &Consensus, replication: &Replication) -> anyhow::Result<(Server, ServerHandle)> {
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
-    let app = move || App::new().app_data(consensus.clone()).app_data(replication.clone()).configure(peer::configure).configure(replication::configure_peer).configure(oci::uploads::configure_peer);
+    let app = move || App::new().app_data(consensus.clone()).app_data(replication.clone()).configure(peer::configure).configure(replication::configure_peer).configure(uploads::configure_peer);
     let server = HttpServer::new(app).workers(workers()).keep_alive(KEEP_ALIVE).tcp_nodelay(true).disable_signals().listen(listener)?.run();
     let handle = server.handle();
     Ok((server, handle))

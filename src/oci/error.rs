@@ -176,7 +176,7 @@ impl ResponseError for OciError {
 impl From<ProposeError> for OciError {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::NoQuorum => no_quorum(),
+            ProposeError::NoQuorum => Self::unavailable("no majority of the nodes answers; nothing was changed"),
             ProposeError::OutcomeUnknown => outcome_unknown(),
             ProposeError::Stopped(_) => stopping(),
         }
@@ -186,7 +186,10 @@ impl From<ProposeError> for OciError {
 impl From<ReadError> for OciError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::NoQuorum => no_quorum(),
+            // What is not here may be on the nodes that do not answer.
+            ReadError::NoQuorum => {
+                Self::unavailable("no majority of the nodes answers: whether it exists is not known")
+            }
             ReadError::Stopped => stopping(),
         }
     }
@@ -263,10 +266,6 @@ impl From<PayloadError> for OciError {
             _ => Self::bad_request(Code::SizeInvalid, error.to_string()),
         }
     }
-}
-
-fn no_quorum() -> OciError {
-    OciError::unavailable("no majority of the nodes answers; nothing was changed")
 }
 
 fn outcome_unknown() -> OciError {

@@ -38,16 +38,17 @@ pub(crate) async fn start(
     repository: RepositoryName,
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
-    let algorithm = announced_algorithm(request)?;
+    // Bytes are hashed by sha256 as they come, by what the closing digest asks for at the end: nothing to remember.
+    announced_algorithm(request)?;
     let digest = digest(request)?;
     if !replication.quorum_reachable() {
         return Err(OciError::unavailable("no majority of the nodes answers; no upload can be finished now"));
     }
     let Some(digest) = digest else {
-        let session = replication.open_session(&repository, algorithm).map_err(|error| refuse(error, None))?;
+        let session = replication.open_session(&repository).map_err(|error| refuse(error, None))?;
         return Ok(progress(StatusCode::ACCEPTED, &session));
     };
-    let session = replication.unlisted_session(&repository, algorithm);
+    let session = replication.unlisted_session(&repository);
     let uploaded = async {
         let mut turn = session.turn().await?;
         turn.append(payload.into_inner(), None).await?;

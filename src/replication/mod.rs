@@ -39,10 +39,9 @@ use keep::Claims;
 use sessions::Sessions;
 use tally::Tally;
 
-pub(crate) use finish::Finished;
 pub(crate) use peers::{PeerError, Peers, UploadTarget};
 pub(crate) use pieces::{BodyError, Pieces};
-pub(crate) use read::{BlobStream, ReadBlobError};
+pub(crate) use read::ReadBlobError;
 pub(crate) use serve::configure_peer;
 pub(crate) use session::{Session, Turn, UploadError};
 pub(crate) use store::StoreError;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flotilla_raft::RepositoryName;
 use flotilla_raft::command::INLINE_BODY_MAX;
-use flotilla_storage::{Algorithm, Digest, StorageError};
+use flotilla_storage::{Digest, StorageError};
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -78,7 +78,6 @@ pub(crate) struct Session {
     replication: Replication,
     id: Uuid,
     repository: RepositoryName,
-    algorithm: Option<Algorithm>,
     memory: Memory,
     content: Arc<tokio::sync::Mutex<Content>>,
     offset: AtomicU64,
@@ -148,7 +147,6 @@ impl Session {
         replication: Replication,
         id: Uuid,
         repository: RepositoryName,
-        algorithm: Option<Algorithm>,
         memory: Memory,
     ) -> Self {
         let held = Held { bytes: Vec::new(), memory: memory.clone() };
@@ -156,7 +154,6 @@ impl Session {
             replication,
             id,
             repository,
-            algorithm,
             memory,
             content: Arc::new(Content::Memory(held).into()),
             offset: AtomicU64::new(0),
@@ -176,11 +173,6 @@ impl Session {
 
     pub(super) fn replication(&self) -> &Replication {
         &self.replication
-    }
-
-    /// The algorithm that the client announced.
-    pub(crate) fn algorithm(&self) -> Option<Algorithm> {
-        self.algorithm
     }
 
     /// Bytes of all completed requests.

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flotilla_raft::RepositoryName;
-use flotilla_storage::Algorithm;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,16 +52,15 @@ impl Memory {
 }
 
 impl Replication {
-    /// Opens an upload session. `algorithm` is what the client says it will use, if it does.
+    /// Opens an upload session.
     ///
     /// # Errors
     /// Too many are open.
     pub(crate) fn open_session(
         &self,
         repository: &RepositoryName,
-        algorithm: Option<Algorithm>,
     ) -> Result<Arc<Session>, UploadError> {
-        let session = self.unlisted_session(repository, algorithm);
+        let session = self.unlisted_session(repository);
         let mut table = self.sessions().table.lock();
         if table.len() >= self.config().max_uploads {
             return Err(UploadError::TooMany);
@@ -72,9 +70,9 @@ impl Replication {
     }
 
     /// A session that lives within one request and cannot be found by its id.
-    pub(crate) fn unlisted_session(&self, repository: &RepositoryName, algorithm: Option<Algorithm>) -> Arc<Session> {
+    pub(crate) fn unlisted_session(&self, repository: &RepositoryName) -> Arc<Session> {
         let id = upload_id::new(self.consensus().node_id());
-        Arc::new(Session::new(self.clone(), id, repository.clone(), algorithm, self.sessions().memory.clone()))
+        Arc::new(Session::new(self.clone(), id, repository.clone(), self.sessions().memory.clone()))
     }
 
     /// An open session of this node. One of another repository is as unknown as one that never was.
