@@ -85,17 +85,24 @@ mod tests {
         }
     }
 
+    fn single(header: &str, size: u64) -> Range<u64> {
+        match parts(header, size).as_slice() {
+            [part] => part.clone(),
+            several => panic!("{header}: {several:?}"),
+        }
+    }
+
     /// C08
     #[test]
     fn every_form_of_one_range() {
-        assert_eq!(parts("bytes=0-3", 10), [0..4]);
-        assert_eq!(parts("bytes=5-", 10), [5..10]);
-        assert_eq!(parts("bytes=0-", 10), [0..10]);
-        assert_eq!(parts("bytes=-3", 10), [7..10]);
-        assert_eq!(parts("bytes=-99", 10), [0..10]);
-        assert_eq!(parts("bytes=2-99999999", 10), [2..10]);
-        assert_eq!(parts("bytes=2-99999999999999999999999", 10), [2..10]);
-        assert_eq!(parts("Bytes = 9-9", 10), [9..10]);
+        assert_eq!(single("bytes=0-3", 10), 0..4);
+        assert_eq!(single("bytes=5-", 10), 5..10);
+        assert_eq!(single("bytes=0-", 10), 0..10);
+        assert_eq!(single("bytes=-3", 10), 7..10);
+        assert_eq!(single("bytes=-99", 10), 0..10);
+        assert_eq!(single("bytes=2-99999999", 10), 2..10);
+        assert_eq!(single("bytes=2-99999999999999999999999", 10), 2..10);
+        assert_eq!(single("Bytes = 9-9", 10), 9..10);
     }
 
     #[test]
@@ -136,7 +143,7 @@ mod tests {
     #[test]
     fn several_ranges_keep_their_order() {
         assert_eq!(parts("bytes=7-8, 0-1,3-3", 10), [7..9, 0..2, 3..4]);
-        assert_eq!(parts("bytes=0-1,50-", 10), [0..2]);
+        assert_eq!(single("bytes=0-1,50-", 10), 0..2);
     }
 
     #[test]
