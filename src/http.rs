@@ -28,7 +28,15 @@ pub(crate) fn app(
     oci: web::Data<Oci>,
     consensus: web::Data<Consensus>,
     readiness: web::Data<Readiness>,
-) -> App<impl ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse<impl MessageBody>, Error = Error, InitError = ()>> {
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = Error,
+        InitError = (),
+    >,
+> {
     App::new()
         .app_data(oci)
         .app_data(consensus)
@@ -47,8 +55,12 @@ async fn route(oci: &Oci, request: &HttpRequest, payload: web::Payload) -> Resul
         ("GET" | "HEAD", Route::Base) => Ok(oci::base()),
         ("GET" | "HEAD", Route::Catalog) => oci::list_repositories(oci, request).await,
         ("GET" | "HEAD", Route::Tags(name)) => oci::list_tags(oci, request, &repository(&name)?).await,
-        ("GET" | "HEAD", Route::Manifest(name, reference)) => oci::get_manifest(oci, request, &repository(&name)?, &reference).await,
-        ("PUT", Route::Manifest(name, reference)) => oci::put_manifest(oci, request, repository(&name)?, &reference, payload).await,
+        ("GET" | "HEAD", Route::Manifest(name, reference)) => {
+            oci::get_manifest(oci, request, &repository(&name)?, &reference).await
+        }
+        ("PUT", Route::Manifest(name, reference)) => {
+            oci::put_manifest(oci, request, repository(&name)?, &reference, payload).await
+        }
         ("DELETE", Route::Manifest(name, reference)) => oci::delete_manifest(oci, repository(&name)?, &reference).await,
         ("GET" | "HEAD", Route::Blob(name, digest)) => oci::get_blob(oci, request, &repository(&name)?, &digest).await,
         ("DELETE", Route::Blob(name, digest)) => oci::delete_blob(oci, repository(&name)?, &digest).await,
@@ -99,13 +111,18 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 }
 
 /// Logs a request, and counts it as long as its answer is on the way.
-async fn accompany(mut request: ServiceRequest, next: Next<impl MessageBody + 'static>) -> Result<ServiceResponse<Accompanied>, Error> {
+async fn accompany(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<Accompanied>, Error> {
     let began = Instant::now();
     let in_flight = request.app_data::<web::Data<Readiness>>().map(|readiness| readiness.request());
     let unread = UnreadBody::of(&mut request);
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let answer = next.call(request).instrument(span.clone()).await?;
-    span.in_scope(|| tracing::debug!(status = answer.status().as_u16(), duration_ms = began.elapsed().as_millis() as u64, "answered"));
+    span.in_scope(|| {
+        tracing::debug!(status = answer.status().as_u16(), duration_ms = began.elapsed().as_millis() as u64, "answered")
+    });
     Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
 }
 

@@ -12,13 +12,19 @@ use super::extract::query;
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Oci, checked, decimal};
 
 /// `GET` and `HEAD /v2/<name>/blobs/<digest>`
-pub(crate) async fn get(oci: &Oci, request: &HttpRequest, repository: &RepositoryName, digest: &str) -> Result<HttpResponse, OciError> {
+pub(crate) async fn get(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: &RepositoryName,
+    digest: &str,
+) -> Result<HttpResponse, OciError> {
     let digest: Digest = digest.parse()?;
     let link = oci.find(|| link(oci, repository, &digest)).await?;
     let link = link.ok_or_else(|| OciError::blob_unknown(&digest).revision(oci.consensus.applied_index()))?;
     let mut answer = HttpResponse::Ok();
     answer.insert_header((FLOTILLA_REVISION, decimal(link.revision)));
-    let content = Content { digest, size: link.size, inline: link.inline, media_type: "application/octet-stream", hot: false };
+    let content =
+        Content { digest, size: link.size, inline: link.inline, media_type: "application/octet-stream", hot: false };
     content::send(oci, request, answer, content).await
 }
 
@@ -30,8 +36,14 @@ pub(crate) async fn delete(oci: &Oci, repository: RepositoryName, digest: &str) 
 /// The `mount` of `POST /v2/<name>/blobs/uploads/?mount=<digest>[&from=<name>]`; `None` where an upload has to do it.
 ///
 /// A mount is an optimisation: whatever is wrong with it, the client gets the upload that it then expects (C15).
-pub(crate) async fn mount(oci: &Oci, request: &HttpRequest, repository: &RepositoryName) -> Result<Option<HttpResponse>, OciError> {
-    let Some(digest) = query(request, "mount").and_then(|digest| digest.parse::<Digest>().ok()) else { return Ok(None) };
+pub(crate) async fn mount(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: &RepositoryName,
+) -> Result<Option<HttpResponse>, OciError> {
+    let Some(digest) = query(request, "mount").and_then(|digest| digest.parse::<Digest>().ok()) else {
+        return Ok(None);
+    };
     let from = match query(request, "from").map(|name| name.parse::<RepositoryName>()) {
         None => None,
         Some(Ok(from)) => Some(from),
@@ -49,7 +61,10 @@ pub(crate) async fn mount(oci: &Oci, request: &HttpRequest, repository: &Reposit
             Err(error @ ReadError::Stopped) => return Err(error.into()),
         }
     }
-    let answer = oci.consensus.propose(Uuid::new_v4(), Command::MountBlob { repository: repository.clone(), from, digest }).await?;
+    let answer = oci
+        .consensus
+        .propose(Uuid::new_v4(), Command::MountBlob { repository: repository.clone(), from, digest })
+        .await?;
     match answer.result {
         Ok(Outcome::Done | Outcome::Mounted { .. }) => Ok(Some(mounted(repository, &digest, answer.revision))),
         Err(Refusal::BlobUnknown | Refusal::RepositoryUnknown | Refusal::HoldersGone) => Ok(None),

@@ -84,7 +84,8 @@ impl OciError {
     /// 503: the client should try again, here or at another node.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         // A second is about what an election takes; containerd and others go to the next node at once.
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message).header(RETRY_AFTER, HeaderValue::from_static("1"))
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message)
+            .header(RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
     /// 500: a mistake of ours, which the log explains and the client does not see.
@@ -130,8 +131,11 @@ impl OciError {
 
     /// 416 for ranges of which nothing is there.
     pub(crate) fn range_not_satisfiable(size: u64) -> Self {
-        let error = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::SizeInvalid, format!("the content has {size} bytes"));
-        error.header(CONTENT_RANGE, checked(format_args!("bytes */{size}"))).header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+        let error =
+            Self::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::SizeInvalid, format!("the content has {size} bytes"));
+        error
+            .header(CONTENT_RANGE, checked(format_args!("bytes */{size}")))
+            .header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
     }
 
     /// Adds a header.
@@ -172,7 +176,7 @@ impl ResponseError for OciError {
 impl From<ProposeError> for OciError {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::NoQuorum => no_quorum(),
+            ProposeError::NoQuorum => Self::unavailable("no majority of the nodes answers; nothing was changed"),
             ProposeError::OutcomeUnknown => outcome_unknown(),
             ProposeError::Stopped(_) => stopping(),
         }
@@ -182,7 +186,10 @@ impl From<ProposeError> for OciError {
 impl From<ReadError> for OciError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::NoQuorum => no_quorum(),
+            // What is not here may be on the nodes that do not answer.
+            ReadError::NoQuorum => {
+                Self::unavailable("no majority of the nodes answers: whether it exists is not known")
+            }
             ReadError::Stopped => stopping(),
         }
     }
@@ -205,7 +212,9 @@ impl From<Refusal> for OciError {
 impl From<StoreError> for OciError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NoQuorum => Self::unavailable("too few nodes could take a copy; nothing was stored under a name"),
+            StoreError::NoQuorum => {
+                Self::unavailable("too few nodes could take a copy; nothing was stored under a name")
+            }
             StoreError::Storage(error) => error.into(),
         }
     }
@@ -250,15 +259,13 @@ impl From<PayloadError> for OciError {
         match error {
             PayloadError::Incomplete(_) | PayloadError::Io(_) => Self::cut_short(),
             PayloadError::Overflow => Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, error.to_string()),
-            PayloadError::EncodingCorrupted | PayloadError::UnknownLength => Self::bad_request(Code::SizeInvalid, error.to_string()),
+            PayloadError::EncodingCorrupted | PayloadError::UnknownLength => {
+                Self::bad_request(Code::SizeInvalid, error.to_string())
+            }
             // The enum is open: what actix-web adds is the body's fault as well.
             _ => Self::bad_request(Code::SizeInvalid, error.to_string()),
         }
     }
-}
-
-fn no_quorum() -> OciError {
-    OciError::unavailable("no majority of the nodes answers; nothing was changed")
 }
 
 fn outcome_unknown() -> OciError {
@@ -313,7 +320,13 @@ mod tests {
 
     #[actix_web::test]
     async fn codes_are_spelled_as_in_the_specification() {
-        assert_eq!(body(OciError::bad_request(Code::TooManyRequests, "x")).await["errors"][0]["code"], "TOOMANYREQUESTS");
-        assert_eq!(body(OciError::bad_request(Code::BlobUploadUnknown, "x")).await["errors"][0]["code"], "BLOB_UPLOAD_UNKNOWN");
+        assert_eq!(
+            body(OciError::bad_request(Code::TooManyRequests, "x")).await["errors"][0]["code"],
+            "TOOMANYREQUESTS"
+        );
+        assert_eq!(
+            body(OciError::bad_request(Code::BlobUploadUnknown, "x")).await["errors"][0]["code"],
+            "BLOB_UPLOAD_UNKNOWN"
+        );
     }
 }

@@ -112,7 +112,10 @@ pub(crate) fn query<'a>(request: &'a HttpRequest, name: &str) -> Option<Cow<'a, 
 
 /// All values of a query parameter, decoded.
 pub(crate) fn query_all<'a>(request: &'a HttpRequest, name: &str) -> Vec<Cow<'a, str>> {
-    form_urlencoded::parse(request.query_string().as_bytes()).filter(|(key, _)| key == name).map(|(_, value)| value).collect()
+    form_urlencoded::parse(request.query_string().as_bytes())
+        .filter(|(key, _)| key == name)
+        .map(|(_, value)| value)
+        .collect()
 }
 
 /// A header's first value; `None` also where it is not text.
@@ -144,13 +147,35 @@ mod tests {
     /// C47
     #[test]
     fn repositories_may_be_called_like_endpoints() {
-        for name in ["x/tags/list", "x/manifests", "x/blobs/uploads", "x/blobs", "manifests", "tags/list", "blobs/uploads", "v2", "_catalog"] {
+        for name in [
+            "x/tags/list",
+            "x/manifests",
+            "x/blobs/uploads",
+            "x/blobs",
+            "manifests",
+            "tags/list",
+            "blobs/uploads",
+            "v2",
+            "_catalog",
+        ] {
             assert_eq!(Route::parse(&format!("/v2/{name}/tags/list")), Some(Route::Tags(name.into())), "{name}");
             assert_eq!(Route::parse(&format!("/v2/{name}/manifests/list")), manifest(name, "list"), "{name}");
             assert_eq!(Route::parse(&format!("/v2/{name}/manifests/uploads")), manifest(name, "uploads"), "{name}");
-            assert_eq!(Route::parse(&format!("/v2/{name}/blobs/sha256:aa")), Some(Route::Blob(name.into(), "sha256:aa".into())), "{name}");
-            assert_eq!(Route::parse(&format!("/v2/{name}/blobs/uploads/")), Some(Route::Uploads(name.into())), "{name}");
-            assert_eq!(Route::parse(&format!("/v2/{name}/blobs/uploads/id")), Some(Route::Upload(name.into(), "id".into())), "{name}");
+            assert_eq!(
+                Route::parse(&format!("/v2/{name}/blobs/sha256:aa")),
+                Some(Route::Blob(name.into(), "sha256:aa".into())),
+                "{name}"
+            );
+            assert_eq!(
+                Route::parse(&format!("/v2/{name}/blobs/uploads/")),
+                Some(Route::Uploads(name.into())),
+                "{name}"
+            );
+            assert_eq!(
+                Route::parse(&format!("/v2/{name}/blobs/uploads/id")),
+                Some(Route::Upload(name.into(), "id".into())),
+                "{name}"
+            );
         }
     }
 
@@ -174,7 +199,19 @@ mod tests {
 
     #[test]
     fn other_paths_name_nothing() {
-        for path in ["/", "/v1/", "/v22/", "/v2x", "/v2/a", "/v2/a/nonsense", "/v2/manifests/v1", "/v2/tags/list", "/v2/blobs/uploads/", "/v2/a/tags/list/", "/v2/a/referrers/x"] {
+        for path in [
+            "/",
+            "/v1/",
+            "/v22/",
+            "/v2x",
+            "/v2/a",
+            "/v2/a/nonsense",
+            "/v2/manifests/v1",
+            "/v2/tags/list",
+            "/v2/blobs/uploads/",
+            "/v2/a/tags/list/",
+            "/v2/a/referrers/x",
+        ] {
             assert_eq!(Route::parse(path), None, "{path}");
         }
     }

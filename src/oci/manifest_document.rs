@@ -21,7 +21,8 @@ const OTHER_MANIFESTS: [&str; 3] = [
 ];
 
 /// Layers of these types lie elsewhere if they have `urls`, and are not pushed.
-const FOREIGN_LAYERS: [&str; 2] = ["application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable."];
+const FOREIGN_LAYERS: [&str; 2] =
+    ["application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable."];
 
 /// The most descriptors that one manifest may have: each becomes part of a command in the log.
 const DESCRIPTORS_MAX: usize = 10_000;
@@ -94,9 +95,18 @@ impl ManifestDocument {
         }
         let entries = fields.descriptors("manifests")?;
         let subject = fields.descriptor("subject")?;
-        let of = |manifests: bool| unique(entries.iter().filter(|entry| entry.is_manifest() == manifests).map(|entry| entry.digest));
+        let of = |manifests: bool| {
+            unique(entries.iter().filter(|entry| entry.is_manifest() == manifests).map(|entry| entry.digest))
+        };
         let artifact_type = fields.text("artifactType")?;
-        Ok(Self { media_type, blobs: Vec::new(), manifests: of(true), either: of(false), subject: subject.map(|subject| subject.digest), artifact_type })
+        Ok(Self {
+            media_type,
+            blobs: Vec::new(),
+            manifests: of(true),
+            either: of(false),
+            subject: subject.map(|subject| subject.digest),
+            artifact_type,
+        })
     }
 }
 
@@ -112,7 +122,9 @@ fn shape(fields: &Fields<'_>) -> &'static str {
 
 /// `type/subtype` in the characters of a token: it becomes a header again.
 fn check_media_type(text: &str) -> Result<(), Reason> {
-    let is_token = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+    let is_token = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
     match text.split_once('/') {
         Some((kind, subtype)) if text.len() <= MEDIA_TYPE_MAX && is_token(kind) && is_token(subtype) => Ok(()),
         _ => Err(format!("the media type must be of the form type/subtype and at most {MEDIA_TYPE_MAX} bytes long")),
@@ -154,7 +166,11 @@ impl<'a> Fields<'a> {
         if entries.len() > DESCRIPTORS_MAX {
             return Err(format!("{name} has more than {DESCRIPTORS_MAX} entries"));
         }
-        entries.iter().enumerate().map(|(index, entry)| Descriptor::parse(&format!("{name}[{index}]"), entry.get())).collect()
+        entries
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| Descriptor::parse(&format!("{name}[{index}]"), entry.get()))
+            .collect()
     }
 
     fn check_schema_version(&self) -> Result<(), Reason> {
@@ -190,7 +206,11 @@ impl Descriptor {
         if size.parse::<i64>().map_or(true, |size| size < 0) {
             return Err(within("size is not a count of bytes".into()));
         }
-        let urls: Option<Vec<String>> = fields.get("urls").map(serde_json::from_str).transpose().map_err(|_| within("urls is not a list of strings".into()))?;
+        let urls: Option<Vec<String>> = fields
+            .get("urls")
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(|_| within("urls is not a list of strings".into()))?;
         let media_type = fields.text("mediaType").map_err(within)?.unwrap_or_default();
         Ok(Self { media_type, digest, has_urls: urls.is_some_and(|urls| !urls.is_empty()) })
     }

@@ -1,7 +1,7 @@
 //! Manifests: push, pull and delete, by tag and by digest.
 
-use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use flotilla_raft::command::INLINE_BODY_MAX;
@@ -30,7 +30,12 @@ const EXAMINE_INLINE_MAX: usize = 128 * 1024;
 /// `GET` and `HEAD /v2/<name>/manifests/<reference>`
 ///
 /// What a client accepts is not looked at: a reference names one document (C09).
-pub(crate) async fn get(oci: &Oci, request: &HttpRequest, repository: &RepositoryName, reference: &str) -> Result<HttpResponse, OciError> {
+pub(crate) async fn get(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: &RepositoryName,
+    reference: &str,
+) -> Result<HttpResponse, OciError> {
     // What cannot be a tag is no tag of the repository.
     let parsed = Reference::parse(reference).map_err(|error| match reference.contains(':') {
         true => error,
@@ -53,7 +58,8 @@ pub(crate) async fn get(oci: &Oci, request: &HttpRequest, repository: &Repositor
             (digest, record)
         }
     };
-    let content = Content { digest, size: record.size, inline: record.inline, media_type: &record.media_type, hot: true };
+    let content =
+        Content { digest, size: record.size, inline: record.inline, media_type: &record.media_type, hot: true };
     content::send(oci, request, answer, content).await
 }
 
@@ -82,7 +88,13 @@ fn unknown(oci: &Oci, reference: impl std::fmt::Display) -> OciError {
 }
 
 /// `PUT /v2/<name>/manifests/<reference>`
-pub(crate) async fn put(oci: &Oci, request: &HttpRequest, repository: RepositoryName, reference: &str, payload: web::Payload) -> Result<HttpResponse, OciError> {
+pub(crate) async fn put(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: RepositoryName,
+    reference: &str,
+    payload: web::Payload,
+) -> Result<HttpResponse, OciError> {
     let reference = Reference::parse(reference)?;
     let tags = match &reference {
         Reference::Tag(tag) => vec![tag.clone()],
@@ -147,7 +159,11 @@ fn tag_parameters(request: &HttpRequest) -> Result<Vec<Tag>, OciError> {
 }
 
 /// Checks the bytes against their reference, and reads what they name.
-async fn examine(reference: &Reference, content_type: Option<String>, bytes: Bytes) -> Result<(Digest, ManifestDocument), OciError> {
+async fn examine(
+    reference: &Reference,
+    content_type: Option<String>,
+    bytes: Bytes,
+) -> Result<(Digest, ManifestDocument), OciError> {
     let named = match reference {
         Reference::Tag(_) => None,
         Reference::Digest(digest) => Some(*digest),

@@ -35,7 +35,8 @@ pub(crate) const FLOTILLA_REVISION: HeaderName = HeaderName::from_static("flotil
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// What docker looks for to tell a registry from something else.
-pub(crate) const DOCKER_DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(crate) const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
 
 /// What the handlers share, once for all workers.
 pub(crate) struct Oci {
@@ -95,7 +96,10 @@ impl Freshness {
     fn warning(self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::Current => None,
-            Self::Stale => Some((actix_web::http::header::WARNING, HeaderValue::from_static("299 - \"no quorum: this answer may be stale\""))),
+            Self::Stale => Some((
+                actix_web::http::header::WARNING,
+                HeaderValue::from_static("299 - \"no quorum: this answer may be stale\""),
+            )),
         }
     }
 

@@ -18,7 +18,11 @@ const PAGE_MAX: usize = 10_000;
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// `GET /v2/<name>/tags/list`
-pub(crate) async fn list(oci: &Oci, request: &HttpRequest, repository: &RepositoryName) -> Result<HttpResponse, OciError> {
+pub(crate) async fn list(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: &RepositoryName,
+) -> Result<HttpResponse, OciError> {
     let page = Page::of(request)?;
     let name = repository.clone();
     let look = move |registry: &Registry, after: Option<&str>, limit: usize| match registry.repository_exists(&name)? {
@@ -44,7 +48,9 @@ impl Page {
     pub(super) fn of(request: &HttpRequest) -> Result<Self, OciError> {
         let limit = match query(request, "n") {
             None => PAGE_MAX,
-            Some(n) => count(&n).ok_or_else(|| OciError::bad_request(Code::Unsupported, "n must be a number of entries"))?,
+            Some(n) => {
+                count(&n).ok_or_else(|| OciError::bad_request(Code::Unsupported, "n must be a number of entries"))?
+            }
         };
         Ok(Self { limit, after: query(request, "last").map(|last| last.into_owned()) })
     }
@@ -63,7 +69,9 @@ impl Page {
         let registry = oci.consensus.registry().clone();
         let Self { limit, after } = self;
         // One more than is shown tells whether there are more.
-        let found = web::block(move || look(&registry, after.as_deref(), limit + 1)).await.map_err(|_| OciError::unavailable("this node is stopping"))??;
+        let found = web::block(move || look(&registry, after.as_deref(), limit + 1))
+            .await
+            .map_err(|_| OciError::unavailable("this node is stopping"))??;
         let found = found.ok_or_else(|| freshness.missing(unknown().revision(revision)))?;
         let mut entries: Vec<&str> = found.iter().map(String::as_str).collect();
         let more = entries.len() > limit;

@@ -20,7 +20,12 @@ const PROMISE_MAX: u64 = 64 * 1024;
 /// # Errors
 /// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause`, 400 if the
 /// body ends early.
-pub(crate) async fn read_body<S>(request: &HttpRequest, mut chunks: S, limit: u64, pause: Duration) -> Result<Bytes, OciError>
+pub(crate) async fn read_body<S>(
+    request: &HttpRequest,
+    mut chunks: S,
+    limit: u64,
+    pause: Duration,
+) -> Result<Bytes, OciError>
 where
     S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
 {
@@ -84,7 +89,8 @@ mod tests {
 
     #[actix_web::test]
     async fn a_body_that_stands_still_is_given_up() {
-        let error = read_body(&TestRequest::default().to_http_request(), stream::pending(), 5, PAUSE).await.unwrap_err();
+        let error =
+            read_body(&TestRequest::default().to_http_request(), stream::pending(), 5, PAUSE).await.unwrap_err();
         assert_eq!(error.status_code(), StatusCode::REQUEST_TIMEOUT);
     }
 }

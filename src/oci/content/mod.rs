@@ -82,9 +82,15 @@ impl Content<'_> {
         }
         let body = match self.inline {
             // Existence was looked up before: a removal may have come between, and the next look tells.
-            true => oci.consensus.registry().body(&self.digest)?.ok_or_else(|| OciError::unavailable("the content went away just now"))?,
+            true => oci
+                .consensus
+                .registry()
+                .body(&self.digest)?
+                .ok_or_else(|| OciError::unavailable("the content went away just now"))?,
             false if self.hot => self.read_whole(oci).await?,
-            false => return Ok(Source::File { replication: oci.replication.clone(), digest: self.digest, size: self.size }),
+            false => {
+                return Ok(Source::File { replication: oci.replication.clone(), digest: self.digest, size: self.size });
+            }
         };
         oci.hot.put(self.digest, body.clone());
         Ok(Source::Memory(body))
@@ -116,7 +122,10 @@ impl Source {
     async fn open(&self, range: Range<u64>) -> Result<Pieces, OciError> {
         match self {
             Self::Memory(body) => {
-                let part = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok()).and_then(|(start, end)| body.get(start..end));
+                let part = usize::try_from(range.start)
+                    .ok()
+                    .zip(usize::try_from(range.end).ok())
+                    .and_then(|(start, end)| body.get(start..end));
                 let part = body.slice_ref(part.ok_or_else(OciError::internal)?);
                 Ok(stream::once(future::ready(Ok(part))).boxed_local())
             }
@@ -136,7 +145,10 @@ fn quoted(digest: &Digest) -> String {
 fn is_known(request: &HttpRequest, digest: &Digest) -> bool {
     let etag = quoted(digest);
     let values = request.headers().get_all(header::IF_NONE_MATCH).filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == etag)
+    values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == etag)
 }
 
 /// Whether the ranges are to be heeded: without `If-Range`, or where it names this content. Never where it is a date.
@@ -144,7 +156,8 @@ fn wanted(request: &HttpRequest, content: &Content<'_>) -> Wanted {
     let Some(range) = extract::header(request, header::RANGE) else { return Wanted::Whole };
     let condition = extract::header(request, header::IF_RANGE);
     // A range has a meaning for GET alone.
-    if request.method() != Method::GET || condition.is_some_and(|condition| condition.trim() != quoted(&content.digest)) {
+    if request.method() != Method::GET || condition.is_some_and(|condition| condition.trim() != quoted(&content.digest))
+    {
         return Wanted::Whole;
     }
     ranges::parse(range, content.size)
@@ -154,13 +167,22 @@ fn wanted(request: &HttpRequest, content: &Content<'_>) -> Wanted {
 ///
 /// # Errors
 /// 416, or none of its bytes can be had.
-pub(super) async fn send(oci: &Oci, request: &HttpRequest, mut answer: HttpResponseBuilder, content: Content<'_>) -> Result<HttpResponse, OciError> {
+pub(super) async fn send(
+    oci: &Oci,
+    request: &HttpRequest,
+    mut answer: HttpResponseBuilder,
+    content: Content<'_>,
+) -> Result<HttpResponse, OciError> {
     let size = content.size;
-    answer.insert_header((DOCKER_CONTENT_DIGEST, checked(content.digest))).insert_header((header::ETAG, checked(quoted(&content.digest))));
+    answer
+        .insert_header((DOCKER_CONTENT_DIGEST, checked(content.digest)))
+        .insert_header((header::ETAG, checked(quoted(&content.digest))));
     if is_known(request, &content.digest) {
         return Ok(answer.status(StatusCode::NOT_MODIFIED).finish());
     }
-    answer.insert_header((header::ACCEPT_RANGES, "bytes")).insert_header((header::CONTENT_TYPE, checked(content.media_type)));
+    answer
+        .insert_header((header::ACCEPT_RANGES, "bytes"))
+        .insert_header((header::CONTENT_TYPE, checked(content.media_type)));
     if request.method() == Method::HEAD {
         return Ok(answer.body(SizedStream::new(size, nothing())));
     }
@@ -185,14 +207,24 @@ pub(super) async fn send(oci: &Oci, request: &HttpRequest, mut answer: HttpRespo
 }
 
 /// 206 with one part.
-async fn single(mut answer: HttpResponseBuilder, source: &Source, part: Range<u64>, size: u64) -> Result<HttpResponse, OciError> {
+async fn single(
+    mut answer: HttpResponseBuilder,
+    source: &Source,
+    part: Range<u64>,
+    size: u64,
+) -> Result<HttpResponse, OciError> {
     answer.insert_header((header::CONTENT_RANGE, content_range(&part, size)));
     let length = part.end - part.start;
     Ok(answer.body(SizedStream::new(length, source.open(part).await?)))
 }
 
 /// 206 with several parts. Each is opened when the one before it is sent, so that a slow client holds one file.
-async fn multipart(mut answer: HttpResponseBuilder, source: Source, content: Content<'_>, parts: Vec<Range<u64>>) -> Result<HttpResponse, OciError> {
+async fn multipart(
+    mut answer: HttpResponseBuilder,
+    source: Source,
+    content: Content<'_>,
+    parts: Vec<Range<u64>>,
+) -> Result<HttpResponse, OciError> {
     let boundary = Uuid::new_v4().simple().to_string();
     let head = |part: &Range<u64>| {
         let (media_type, range) = (content.media_type, content_range(part, content.size));
@@ -200,7 +232,8 @@ async fn multipart(mut answer: HttpResponseBuilder, source: Source, content: Con
     };
     let sections: Vec<_> = parts.into_iter().map(|part| (head(&part), part)).collect();
     let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
-    let length = sections.iter().map(|(head, part)| head.len() as u64 + part.end - part.start).sum::<u64>() + end.len() as u64;
+    let length =
+        sections.iter().map(|(head, part)| head.len() as u64 + part.end - part.start).sum::<u64>() + end.len() as u64;
 
     // The first is opened here, for an error that can still be answered.
     let mut opened = None;

@@ -85,22 +85,36 @@ mod tests {
         }
     }
 
+    fn single(header: &str, size: u64) -> Range<u64> {
+        match parts(header, size).as_slice() {
+            [part] => part.clone(),
+            several => panic!("{header}: {several:?}"),
+        }
+    }
+
     /// C08
     #[test]
     fn every_form_of_one_range() {
-        assert_eq!(parts("bytes=0-3", 10), [0..4]);
-        assert_eq!(parts("bytes=5-", 10), [5..10]);
-        assert_eq!(parts("bytes=0-", 10), [0..10]);
-        assert_eq!(parts("bytes=-3", 10), [7..10]);
-        assert_eq!(parts("bytes=-99", 10), [0..10]);
-        assert_eq!(parts("bytes=2-99999999", 10), [2..10]);
-        assert_eq!(parts("bytes=2-99999999999999999999999", 10), [2..10]);
-        assert_eq!(parts("Bytes = 9-9", 10), [9..10]);
+        assert_eq!(single("bytes=0-3", 10), 0..4);
+        assert_eq!(single("bytes=5-", 10), 5..10);
+        assert_eq!(single("bytes=0-", 10), 0..10);
+        assert_eq!(single("bytes=-3", 10), 7..10);
+        assert_eq!(single("bytes=-99", 10), 0..10);
+        assert_eq!(single("bytes=2-99999999", 10), 2..10);
+        assert_eq!(single("bytes=2-99999999999999999999999", 10), 2..10);
+        assert_eq!(single("Bytes = 9-9", 10), 9..10);
     }
 
     #[test]
     fn nothing_that_is_there() {
-        for header in ["bytes=10-", "bytes=5000-10000", "bytes=5-0", "bytes=-0", "bytes=18446744073709551615-18446744073709551615", "bytes=10-11,12-"] {
+        for header in [
+            "bytes=10-",
+            "bytes=5000-10000",
+            "bytes=5-0",
+            "bytes=-0",
+            "bytes=18446744073709551615-18446744073709551615",
+            "bytes=10-11,12-",
+        ] {
             assert_eq!(parse(header, 10), Wanted::Unsatisfiable, "{header}");
         }
         assert_eq!(parse("bytes=0-", 0), Wanted::Unsatisfiable);
@@ -109,7 +123,19 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_ignored() {
-        for header in ["items=0-3", "bytes", "bytes=", "bytes=,", "bytes=x", "bytes=1", "bytes=-", "bytes=1-2-3", "bytes=+1-2", "bytes=0-1,x", ""] {
+        for header in [
+            "items=0-3",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=x",
+            "bytes=1",
+            "bytes=-",
+            "bytes=1-2-3",
+            "bytes=+1-2",
+            "bytes=0-1,x",
+            "",
+        ] {
             assert_eq!(parse(header, 10), Wanted::Whole, "{header}");
         }
     }
@@ -117,7 +143,7 @@ mod tests {
     #[test]
     fn several_ranges_keep_their_order() {
         assert_eq!(parts("bytes=7-8, 0-1,3-3", 10), [7..9, 0..2, 3..4]);
-        assert_eq!(parts("bytes=0-1,50-", 10), [0..2]);
+        assert_eq!(single("bytes=0-1,50-", 10), 0..2);
     }
 
     #[test]

@@ -46,7 +46,9 @@ fn parameters_of_the_content_type_are_dropped() {
 
 #[test]
 fn without_a_content_type_the_document_says_what_it_is_by_name_or_shape() {
-    let kind = |document: serde_json::Value| ManifestDocument::parse(None, document.to_string().as_bytes()).unwrap().media_type;
+    let kind = |document: serde_json::Value| {
+        ManifestDocument::parse(None, document.to_string().as_bytes()).unwrap().media_type
+    };
     let mut docker = image();
     docker["mediaType"] = json!(DOCKER_MANIFEST);
     assert_eq!(kind(docker), DOCKER_MANIFEST);
@@ -67,7 +69,10 @@ fn a_content_type_that_contradicts_the_document_is_refused() {
 fn other_types_are_taken_as_they_are() {
     for bytes in [&b"anything"[..], b"", b"{\"layers\":7}"] {
         let parsed = ManifestDocument::parse(Some("application/vnd.example+json"), bytes).unwrap();
-        assert_eq!(parsed, ManifestDocument { media_type: "application/vnd.example+json".into(), ..Default::default() });
+        assert_eq!(
+            parsed,
+            ManifestDocument { media_type: "application/vnd.example+json".into(), ..Default::default() }
+        );
     }
     for kind in ["x", "a/", "/b", "a/b c", "a/b\u{e4}", &format!("a/{}", "b".repeat(254))] {
         assert!(ManifestDocument::parse(Some(kind), b"x").is_err(), "{kind}");
@@ -101,10 +106,22 @@ fn descriptors_need_a_digest_and_a_size() {
         document["layers"][0][key] = value;
         parse(OCI_MANIFEST, &document)
     };
-    for (key, value) in [("digest", json!(null)), ("digest", json!("sha256:bad")), ("digest", json!("md5:00")), ("digest", json!(7)), ("size", json!(null))] {
+    for (key, value) in [
+        ("digest", json!(null)),
+        ("digest", json!("sha256:bad")),
+        ("digest", json!("md5:00")),
+        ("digest", json!(7)),
+        ("size", json!(null)),
+    ] {
         assert!(with(key, value.clone()).unwrap_err().starts_with("layers[0]: "), "{key} {value}");
     }
-    for (key, value) in [("size", json!(-1)), ("size", json!("1")), ("size", json!(1.5)), ("urls", json!("x")), ("mediaType", json!({}))] {
+    for (key, value) in [
+        ("size", json!(-1)),
+        ("size", json!("1")),
+        ("size", json!(1.5)),
+        ("urls", json!("x")),
+        ("mediaType", json!({})),
+    ] {
         assert!(with(key, value.clone()).is_err(), "{key} {value}");
     }
     assert!(with("size", json!(0)).is_ok());
@@ -114,7 +131,10 @@ fn descriptors_need_a_digest_and_a_size() {
 /// C05
 #[test]
 fn layers_that_lie_elsewhere_need_not_be_here() {
-    for kind in ["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"] {
+    for kind in [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    ] {
         let mut document = image();
         document["layers"][0]["mediaType"] = json!(kind);
         document["layers"][0]["urls"] = json!(["https://layers.example/x"]);
@@ -133,7 +153,11 @@ fn urls_on_an_ordinary_layer_do_not_excuse_it() {
 
 #[test]
 fn entries_of_an_index_are_manifests_by_their_type() {
-    let entries = [descriptor(OCI_MANIFEST, "child"), descriptor(DOCKER_LIST, "list"), descriptor("application/vnd.buildkit.cacheconfig.v0", "cache")];
+    let entries = [
+        descriptor(OCI_MANIFEST, "child"),
+        descriptor(DOCKER_LIST, "list"),
+        descriptor("application/vnd.buildkit.cacheconfig.v0", "cache"),
+    ];
     let document = json!({"schemaVersion": 2, "manifests": entries, "subject": descriptor(OCI_MANIFEST, "subject"), "artifactType": "a/b"});
     let parsed = parse(OCI_INDEX, &document).unwrap();
     assert_eq!(parsed.manifests, [digest("child"), digest("list")]);
