@@ -1,1 +1,20 @@
-fn main() {}
+//! Flotilla, a highly available OCI registry: the node and its command line in one binary.
+
+mod cli;
+mod cluster;
+mod config;
+mod node;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // One provider of cryptography for the whole process, chosen before anything can open a connection.
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        eprintln!("flotilla: another cryptography provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    cli::run()
+}

@@ -1,0 +1,34 @@
+//! Agreement: the registry's replicated state machine, and the Raft group that orders its commands.
+//!
+//! A change enters at [`Consensus::propose`], is ordered and made durable on a majority by openraft over
+//! [`log_store`], and is applied by [`state_store`] through the pure [`state_machine`]. A read enters at
+//! [`Consensus::read_barrier`] and then looks into [`Registry`].
+//!
+//! This crate never speaks HTTP as a server, knows nothing of OCI's status codes and nothing of Kubernetes:
+//! `src/` mounts the handlers of [`network`] and turns answers into the protocols' own forms.
+#![forbid(unsafe_code)]
+// Clocks and randomness belong to the glue; `state_machine` denies both to itself.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod command;
+pub mod consensus;
+mod liveness;
+mod log_store;
+mod member;
+pub mod names;
+pub mod network;
+mod read_gate;
+pub mod registry;
+mod snapshot;
+pub mod state_machine;
+mod state_store;
+#[cfg(test)]
+mod store_tests;
+mod types;
+pub mod wire;
+
+pub use command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
+pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, ReadError, RaftStatus};
+pub use member::{Member, NodeId, NodeRecord};
+pub use names::{InvalidName, RepositoryName, Tag};
+pub use registry::{LinkRecord, ManifestRecord, Registry, TagRecord};

@@ -1,0 +1,56 @@
+# Two commands do everything: `make dev` and `make test`. `make help` lists the others.
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET_DIR)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test check tools setup fix chaos bench image clean
+# One cargo at a time: they share a target folder, and tests start real clusters.
+.NOTPARALLEL:
+
+help: ## Lists the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+dev: ## Builds the release and runs three nodes on this machine (ARGS='--nodes 5 --port 6000')
+	cargo build --release --locked
+	@exec $(RELEASE)/flotilla dev $(ARGS)
+
+test: check ## Every check and every test; edits no file. What CI runs
+# The programs first: tests start them as processes.
+	cargo build --workspace --locked
+	cargo test --workspace --locked
+
+check: tools ## Formatting, licences, lints; the cheap half of `make test`
+	cargo fmt --all --check
+	cargo deny --locked check licenses bans sources
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+tools: ## Installs what the tests need where it is absent (NO_INSTALL=1: nothing)
+	@.ci/tools
+
+setup: tools
+
+fix: ## Formats, and lets clippy repair what it can
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+CHAOS := cargo run --release --locked --package chaos-tests --
+
+chaos: ## The fault checks in full, on the release build; takes about half an hour
+	cargo build --release --workspace --locked
+	$(CHAOS) kill-leader --times 20
+	$(CHAOS) kill-all --times 20
+	$(CHAOS) catch-up
+	$(CHAOS) big-blob
+	$(CHAOS) no-quorum
+	$(CHAOS) clients --count 200
+
+bench: ## Where the measurements are and how to repeat them
+	@echo 'docs/performance.md has the figures and the command for each.'
+
+image: ## A container image with the static binary, by buildah: target/image/*.tar
+	deploy/build-image
+
+clean: ## Removes what was built
+	cargo clean

@@ -1,0 +1,195 @@
+//! Everything a client may ask the cluster to change, and what it hears back.
+//!
+//! Encoded by position (bincode): variants and fields are appended, never inserted (`testdata/` pins the bytes).
+
+use std::fmt;
+
+use bytes::Bytes;
+use flotilla_storage::Digest;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::member::NodeId;
+use crate::names::{RepositoryName, Tag};
+
+/// The largest body, in bytes, that travels in its command and lives as rows of state (docs/adr/0003).
+pub const INLINE_BODY_MAX: u64 = 12 * 1024;
+
+/// A command on its way into the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The same for every attempt at one change, so that a retry after a lost answer is applied once.
+    pub request_id: Uuid,
+    /// The index that the proposing node had applied when the request came. State remembers request ids down to a
+    /// floor and refuses proposals from below it.
+    pub base_index: u64,
+    /// When the leader took the proposal, in milliseconds since the Unix epoch; zero until then.
+    pub time_ms: u64,
+    /// Who asks. Empty until identities exist.
+    pub actor: String,
+    /// What to change.
+    pub command: Command,
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}", self.request_id, self.command.name())
+    }
+}
+
+/// A change to the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of a cluster: gives it its id.
+    Found {
+        /// The cluster's id.
+        cluster_id: Uuid,
+    },
+    /// Makes an uploaded blob part of a repository.
+    LinkBlob {
+        /// The repository.
+        repository: RepositoryName,
+        /// The blob's digest, as the client gave it.
+        digest: Digest,
+        /// The blob's size in bytes.
+        size: u64,
+        /// Where its bytes are.
+        body: Body,
+    },
+    /// Makes a blob that another repository holds part of this one.
+    MountBlob {
+        /// The repository that gets the blob.
+        repository: RepositoryName,
+        /// The repository that must hold it; any where `None`.
+        from: Option<RepositoryName>,
+        /// The blob's digest.
+        digest: Digest,
+    },
+    /// Stores a manifest and points tags at it, at once or not at all.
+    PutManifest(Box<ManifestPut>),
+    /// Removes a tag; its manifest stays.
+    DeleteTag {
+        /// The repository.
+        repository: RepositoryName,
+        /// The tag.
+        tag: Tag,
+    },
+    /// Removes a manifest and every tag that points at it.
+    DeleteManifest {
+        /// The repository.
+        repository: RepositoryName,
+        /// The manifest's digest.
+        digest: Digest,
+    },
+    /// Removes a blob from a repository; other repositories keep theirs.
+    UnlinkBlob {
+        /// The repository.
+        repository: RepositoryName,
+        /// The blob's digest.
+        digest: Digest,
+    },
+}
+
+impl Command {
+    /// A short name for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Found { .. } => "found",
+            Self::LinkBlob { .. } => "link-blob",
+            Self::MountBlob { .. } => "mount-blob",
+            Self::PutManifest(_) => "put-manifest",
+            Self::DeleteTag { .. } => "delete-tag",
+            Self::DeleteManifest { .. } => "delete-manifest",
+            Self::UnlinkBlob { .. } => "unlink-blob",
+        }
+    }
+}
+
+/// Where the bytes of a blob or manifest are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// In the command: at most [`INLINE_BODY_MAX`] bytes.
+    Inline(Bytes),
+    /// A file named by its digest, durable on these nodes before the command is proposed.
+    File {
+        /// The nodes that promised the bytes.
+        holders: Vec<NodeId>,
+        /// How many of the holders must still be members when the command is applied.
+        min_copies: u32,
+    },
+}
+
+/// A manifest and what its PUT asked for. Everything that apply needs has been parsed from the body before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestPut {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The manifest's digest, by the algorithm that the client used (sha256 where it used a tag).
+    pub digest: Digest,
+    /// Its media type: the `Content-Type` of the push without parameters.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where its bytes are, exactly as pushed.
+    pub body: Body,
+    /// The tags to point at it; may be empty.
+    pub tags: Vec<Tag>,
+    /// Blobs (config, layers) that must be linked in the repository.
+    pub blobs: Vec<Digest>,
+    /// Manifests (children of an index) that must be in the repository.
+    pub manifests: Vec<Digest>,
+    /// Content that may be a manifest or a blob and must be there as one of them (an index entry of a type that is
+    /// no manifest's, as BuildKit's caches have).
+    pub either: Vec<Digest>,
+    /// The manifest that this one refers to; need not exist.
+    pub subject: Option<Digest>,
+    /// `artifactType`, or the config's media type where an image has none; for listing referrers.
+    pub artifact_type: Option<String>,
+}
+
+/// What an applied command answers. Every node computes the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The log index at which the command was applied (first, if it was proposed more than once): its revision.
+    pub revision: u64,
+    /// What came of it.
+    pub result: Result<Outcome, Refusal>,
+}
+
+/// What an accepted command says beyond «done».
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing to say.
+    Done,
+    /// The blob that was mounted has this size in bytes.
+    Mounted {
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// Why a command changed nothing. A refusal is an answer, not an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The repository holds nothing.
+    #[error("repository not known")]
+    RepositoryUnknown,
+    /// No such manifest in the repository.
+    #[error("manifest not known in the repository")]
+    ManifestUnknown,
+    /// No such tag in the repository.
+    #[error("tag not known in the repository")]
+    TagUnknown,
+    /// No such blob in the repository (or, for a mount, in the one to mount from).
+    #[error("blob not known in the repository")]
+    BlobUnknown,
+    /// The manifest names content that the repository does not hold; all of it is listed.
+    #[error("manifest names content that the repository does not hold")]
+    ContentMissing(Vec<Digest>),
+    /// Fewer than `min_copies` of the holders are members: copy again and propose again.
+    #[error("too few of the nodes that hold the bytes are members")]
+    HoldersGone,
+    /// The proposal is older than what state remembers: whether it was applied before is not known.
+    #[error("the request is too old to tell whether it was applied")]
+    RequestExpired,
+}

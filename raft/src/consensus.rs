@@ -1,0 +1,584 @@
+//! The handle that `src/` holds: propose, read, change membership.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use flotilla_storage::{MetadataStore, StorageError};
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::ReadPolicy;
+use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
+use parking_lot::RwLock;
+use tokio::sync::{Mutex, broadcast};
+use uuid::Uuid;
+
+pub use crate::state_store::AppliedBlob;
+
+use crate::command::{Answer, Command, Proposal};
+use crate::liveness::Liveness;
+use crate::log_store::LogStore;
+use crate::member::{Member, NodeId, NodeRecord};
+use crate::network::{Call, CallError, Identity, JoinReply, Network, PeerClient, Pong, ProposeReply, ReadIndexReply};
+use crate::read_gate::ReadGate;
+use crate::registry::Registry;
+use crate::state_store::{StateStore, Watches};
+use crate::types::TypeConfig;
+
+/// How long a write or a linearizable read waits while a majority answers and nobody leads.
+const ELECTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long one attempt to reach the leader may take.
+const FORWARD_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pause before the next attempt when the leader is not known or gone.
+const RETRY_EACH: Duration = Duration::from_millis(25);
+
+/// How long a delete waits for the nodes that answer.
+const APPLIED_EVERYWHERE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long each of a leader's attempts to hand over may take.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
+
+/// A snapshot is built when this many bytes of log came since the last one, whatever their number.
+const SNAPSHOT_EACH_BYTES: u64 = 64 << 20;
+
+/// How the Raft group of this node runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder of log and state.
+    pub data_dir: PathBuf,
+    /// This node's id.
+    pub node_id: NodeId,
+    /// This node's name and addresses.
+    pub record: NodeRecord,
+    /// A snapshot is built each so many entries.
+    pub snapshot_every: u64,
+    /// Entries that stay in the log behind a snapshot.
+    pub keep: u64,
+    /// The leader's heartbeat.
+    pub heartbeat: Duration,
+    /// The shortest election time-out.
+    pub election_min: Duration,
+    /// The longest election time-out.
+    pub election_max: Duration,
+    /// The version of the program, for the other nodes to see.
+    pub version: String,
+}
+
+/// Why a proposal has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProposeError {
+    /// No majority answers, or nobody leads; nothing was changed.
+    #[error("no majority of the nodes answers")]
+    NoQuorum,
+    /// The entry may have been committed, or may still be: never report this as «not done».
+    #[error("the outcome is not known: the change may still take effect")]
+    OutcomeUnknown,
+    /// This node is going down.
+    #[error("this node is stopping: {0}")]
+    Stopped(String),
+}
+
+/// Why a linearizable read is not possible.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// No majority answers, or nobody leads.
+    #[error("no majority of the nodes answers")]
+    NoQuorum,
+    /// This node is going down.
+    #[error("this node is stopping")]
+    Stopped,
+}
+
+/// Why the Raft group does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Log or state cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// openraft refuses its configuration or what it finds in the log.
+    #[error("raft: {0}")]
+    Raft(String),
+    /// The HTTP client cannot be set up.
+    #[error("peer client: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// The state of the Raft group as this node sees it.
+#[derive(Debug, Clone)]
+pub struct RaftStatus {
+    /// The current term.
+    pub term: u64,
+    /// The last index known to be committed.
+    pub commit_index: u64,
+    /// The last applied index.
+    pub applied_index: u64,
+    /// The leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// The index of the last snapshot.
+    pub snapshot_index: u64,
+    /// Bytes of log, about.
+    pub log_bytes: u64,
+    /// Syncs of the log since the start.
+    pub log_syncs: u64,
+    /// Snapshots built, sent to a follower, and installed from a leader, since the start.
+    pub snapshots: [u64; 3],
+}
+
+/// The registry's Raft group on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: Options,
+    raft: Raft<TypeConfig, StateStore>,
+    registry: Registry,
+    metadata: MetadataStore,
+    log: LogStore,
+    watches: Watches,
+    liveness: Liveness,
+    client: PeerClient,
+    read_gate: RwLock<Option<ReadGate>>,
+    receiving: Mutex<()>,
+    blobs: [AtomicU64; 2],
+}
+
+impl Consensus {
+    /// Opens log and state, replays what was committed, and takes part in the Raft group if this node is a member of
+    /// one.
+    ///
+    /// # Errors
+    /// Damaged data, or a configuration that openraft refuses.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let dir = options.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Ok::<_, StorageError>((LogStore::open(&dir)?, StateStore::open(&dir)?)));
+        let (log, (state, metadata, watches)) = opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
+        let client = PeerClient::new()?;
+        let network = Network { client: client.clone(), counters: watches.counters.clone() };
+        let config = Arc::new(config(&options).validate().map_err(|problem| StartError::Raft(problem.to_string()))?);
+        let raft = Raft::new(options.node_id, config, network, log.clone(), state).await.map_err(|problem| StartError::Raft(problem.to_string()))?;
+        let liveness = Liveness::new(options.node_id);
+        tokio::spawn(liveness.clone().run(PeerClient::new()?, watches.progress.clone()));
+        let registry = Registry::new(metadata.clone());
+        let inner = Inner { options, raft, registry, metadata, log, watches, liveness, client, read_gate: RwLock::new(None), receiving: Mutex::new(()), blobs: Default::default() };
+        let consensus = Self { inner: Arc::new(inner) };
+        let asking = Arc::downgrade(&consensus.inner);
+        let gate = ReadGate::start(move || {
+            let asking = asking.upgrade();
+            async move {
+                match asking {
+                    Some(inner) => Self { inner }.read_index().await,
+                    None => Err(ReadError::Stopped),
+                }
+            }
+        });
+        *consensus.inner.read_gate.write() = Some(gate);
+        tokio::spawn(consensus.clone().snapshot_by_size());
+        Ok(consensus)
+    }
+
+    /// This node's id.
+    pub fn node_id(&self) -> NodeId {
+        self.inner.options.node_id
+    }
+
+    /// This node's name and addresses.
+    pub fn record(&self) -> &NodeRecord {
+        &self.inner.options.record
+    }
+
+    /// The applied state of this node.
+    pub fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// The last log index that this node has applied.
+    pub fn applied_index(&self) -> u64 {
+        self.inner.watches.progress.borrow().index
+    }
+
+    /// The members of the cluster as of the last applied entry; empty before it is founded.
+    pub fn members(&self) -> Arc<[Member]> {
+        self.inner.watches.progress.borrow().members.clone()
+    }
+
+    /// The leader, if one is known.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.inner.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// Whether a majority of the voters answers pings. Without one, writes are refused and names are read locally.
+    pub fn quorum_reachable(&self) -> bool {
+        self.inner.liveness.quorum()
+    }
+
+    /// Whether this node is reachable, by its pings.
+    pub fn reachable(&self, id: NodeId) -> bool {
+        self.inner.liveness.reachable(id)
+    }
+
+    /// The last word of a reachable node about itself.
+    pub fn pong_of(&self, id: NodeId) -> Option<Pong> {
+        if id == self.node_id() { Some(self.pong()) } else { self.inner.liveness.pong(id) }
+    }
+
+    /// Blobs in files that newly applied commands named.
+    pub fn applied_blobs(&self) -> broadcast::Receiver<AppliedBlob> {
+        self.inner.watches.blobs.subscribe()
+    }
+
+    /// What other nodes are told of this one's files: how many it has and how many it lacks.
+    pub fn set_blob_counts(&self, held: u64, missing: u64) {
+        self.inner.blobs[0].store(held, Ordering::Relaxed);
+        self.inner.blobs[1].store(missing, Ordering::Relaxed);
+    }
+
+    /// Resolves when openraft has stopped, after an error of the storage for instance; says why.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            let state = metrics.borrow_and_update().running_state.clone();
+            if let Err(fatal) = state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "raft has ended".into();
+            }
+        }
+    }
+
+    /// Whether this node has any log: one that has belongs to a cluster.
+    pub fn is_empty(&self) -> bool {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        metrics.last_log_index.is_none() && metrics.last_applied.is_none()
+    }
+
+    /// Waits until everything that this node had committed before a restart is applied again.
+    pub async fn wait_for_recovery(&self, limit: Duration) -> bool {
+        self.inner.raft.wait_for_recovery(Some(limit)).await.is_ok()
+    }
+
+    /// The state of the Raft group as this node sees it.
+    pub fn status(&self) -> RaftStatus {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let counters = &self.inner.watches.counters;
+        RaftStatus {
+            term: metrics.current_term,
+            commit_index: metrics.cluster_committed.or(metrics.local_committed).map_or(0, |log_id| log_id.index),
+            applied_index: self.applied_index(),
+            leader: metrics.current_leader,
+            snapshot_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
+            log_bytes: self.inner.log.size_bytes(),
+            log_syncs: self.inner.log.sync_count(),
+            snapshots: [&counters.built, &counters.sent, &counters.installed].map(|counter| counter.load(Ordering::Relaxed)),
+        }
+    }
+
+    pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateStore> {
+        &self.inner.raft
+    }
+
+    pub(crate) fn metadata(&self) -> &MetadataStore {
+        &self.inner.metadata
+    }
+
+    pub(crate) fn receiving(&self) -> &Mutex<()> {
+        &self.inner.receiving
+    }
+
+    pub(crate) fn pong(&self) -> Pong {
+        let [held, missing] = [0, 1].map(|which: usize| self.inner.blobs[which].load(Ordering::Relaxed));
+        Pong { id: self.node_id(), applied_index: self.applied_index(), version: self.inner.options.version.clone(), blobs_held: held, blobs_missing: missing }
+    }
+
+    /// Who this node is, for the others to see.
+    pub fn identity(&self) -> Identity {
+        // An unreadable row stops the node when it is applied over; here it only hides the cluster's id.
+        let cluster_id = self.inner.registry.cluster_id().ok().flatten();
+        Identity { id: self.node_id(), record: self.inner.options.record.clone(), cluster_id, empty: self.is_empty() }
+    }
+}
+
+/// Writes.
+impl Consensus {
+    /// Proposes a command: to the leader, wherever it is, again and again under the same request id until it is
+    /// applied, for at most ten seconds while a majority answers, and no longer than two seconds without one.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(&self, request_id: Uuid, command: Command) -> Result<Answer, ProposeError> {
+        let proposal = Arc::new(Proposal { request_id, base_index: self.applied_index(), time_ms: 0, actor: String::new(), command });
+        let deadline = Instant::now() + ELECTION_LIMIT;
+        let mut sent = false;
+        while Instant::now() < deadline && self.quorum_reachable() {
+            let attempt = self.attempt(&proposal, &mut sent);
+            let reply = tokio::select! {
+                reply = attempt => reply?,
+                () = self.inner.liveness.quorum_lost() => break,
+            };
+            if let Some(answer) = reply {
+                return Ok(answer);
+            }
+            tokio::time::sleep(RETRY_EACH).await;
+        }
+        Err(if sent { ProposeError::OutcomeUnknown } else { ProposeError::NoQuorum })
+    }
+
+    /// One attempt; `None` asks for another. `sent` becomes true when the proposal may have reached a leader.
+    async fn attempt(&self, proposal: &Arc<Proposal>, sent: &mut bool) -> Result<Option<Answer>, ProposeError> {
+        let Some(leader) = self.leader() else { return Ok(None) };
+        if leader == self.node_id() {
+            *sent = true;
+            return match self.propose_here(Proposal::clone(proposal)).await {
+                ProposeReply::Answered(answer) => Ok(Some(answer)),
+                ProposeReply::NotLeader(_) | ProposeReply::Unknown => Ok(None),
+            };
+        }
+        let Some(address) = self.address_of(leader) else { return Ok(None) };
+        let was_sent = std::mem::replace(sent, true);
+        match self.inner.client.call(&address, Some(leader), Call::Propose, proposal.as_ref(), FORWARD_LIMIT).await {
+            Ok(ProposeReply::Answered(answer)) => Ok(Some(answer)),
+            Ok(ProposeReply::NotLeader(_) | ProposeReply::Unknown) | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => Ok(None),
+            Err(CallError::Unreachable(_) | CallError::Refused { .. }) => {
+                *sent = was_sent;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Proposes as the leader, if this node is.
+    pub(crate) async fn propose_here(&self, mut proposal: Proposal) -> ProposeReply {
+        proposal.time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        match self.inner.raft.client_write(Arc::new(proposal)).await {
+            Ok(written) => ProposeReply::Answered(written.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => ProposeReply::NotLeader(forward.leader_id),
+            Err(problem) => {
+                tracing::debug!(error = %problem, "a proposal has no outcome");
+                ProposeReply::Unknown
+            }
+        }
+    }
+
+    fn address_of(&self, id: NodeId) -> Option<String> {
+        self.members().iter().find(|member| member.id == id).map(|member| member.record.peer_address.clone())
+    }
+
+    /// Waits until this node has applied an index, or the time is over; says which.
+    pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
+        let mut progress = self.inner.watches.progress.clone();
+        matches!(tokio::time::timeout(limit, progress.wait_for(|progress| progress.index >= index)).await, Ok(Ok(_)))
+    }
+
+    /// Waits until every member that answers has applied an index, two seconds at most: after a delete no node may
+    /// find what was deleted, and a look-up by digest is local where it finds something.
+    pub async fn wait_applied_everywhere(&self, index: u64) {
+        let members = self.members();
+        let others = members.iter().filter(|member| member.id != self.node_id() && self.reachable(member.id));
+        let limit_ms = APPLIED_EVERYWHERE_LIMIT.as_millis() as u64;
+        let asked = others.map(|member| async move {
+            let request = (index, limit_ms);
+            let reply = self.inner.client.call::<_, bool>(&member.record.peer_address, Some(member.id), Call::WaitApplied, &request, APPLIED_EVERYWHERE_LIMIT).await;
+            if !matches!(reply, Ok(true)) {
+                tracing::warn!(node_id = format!("{:012x}", member.id), log_index = index, "a node has not applied a delete in time");
+            }
+        });
+        futures::join!(futures::future::join_all(asked), self.wait_applied(index, APPLIED_EVERYWHERE_LIMIT));
+    }
+}
+
+/// Linearizable reads.
+impl Consensus {
+    /// Returns once the local state holds everything that was committed before the call.
+    ///
+    /// # Errors
+    /// [`ReadError::NoQuorum`] at once when no majority answers pings, and after ten seconds when nobody leads.
+    pub async fn read_barrier(&self) -> Result<(), ReadError> {
+        if !self.quorum_reachable() {
+            return Err(ReadError::NoQuorum);
+        }
+        let gate = self.inner.read_gate.read().clone().ok_or(ReadError::Stopped)?;
+        let barrier = async {
+            let index = gate.index().await?;
+            if self.wait_applied(index, ELECTION_LIMIT).await { Ok(()) } else { Err(ReadError::NoQuorum) }
+        };
+        tokio::select! {
+            result = barrier => result,
+            () = self.inner.liveness.quorum_lost() => Err(ReadError::NoQuorum),
+        }
+    }
+
+    /// A read index, from the leader wherever it is.
+    async fn read_index(&self) -> Result<u64, ReadError> {
+        let deadline = Instant::now() + ELECTION_LIMIT;
+        while Instant::now() < deadline && self.quorum_reachable() {
+            if let Some(index) = self.ask_read_index().await {
+                return Ok(index);
+            }
+            tokio::time::sleep(RETRY_EACH).await;
+        }
+        Err(ReadError::NoQuorum)
+    }
+
+    async fn ask_read_index(&self) -> Option<u64> {
+        let leader = self.leader()?;
+        let reply = if leader == self.node_id() {
+            self.read_index_here().await
+        } else {
+            let address = self.address_of(leader)?;
+            self.inner.client.call(&address, Some(leader), Call::ReadIndex, &(), FORWARD_LIMIT).await.ok()?
+        };
+        match reply {
+            ReadIndexReply::Index(index) => Some(index),
+            ReadIndexReply::NotLeader(_) | ReadIndexReply::NoQuorum => None,
+        }
+    }
+
+    /// The read index, if this node leads: a majority has confirmed that after the call (Raft dissertation, §6.4).
+    pub(crate) async fn read_index_here(&self) -> ReadIndexReply {
+        match self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => ReadIndexReply::Index(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(openraft::errors::LinearizableReadError::ForwardToLeader(forward))) => ReadIndexReply::NotLeader(forward.leader_id),
+            Err(_) => ReadIndexReply::NoQuorum,
+        }
+    }
+}
+
+/// Membership.
+impl Consensus {
+    /// Founds a cluster of these nodes, this one among them, all of them empty: the first entry of the log names
+    /// them, the second gives the cluster its id.
+    ///
+    /// # Errors
+    /// A text that says why, such as that this node is not empty.
+    pub async fn found(&self, nodes: BTreeMap<NodeId, NodeRecord>) -> Result<(), String> {
+        self.inner.raft.initialize(nodes).await.map_err(|problem| problem.to_string())
+    }
+
+    /// Gives the cluster an id, if it has none yet; returns it.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn name_cluster(&self) -> Result<(), ProposeError> {
+        self.propose(Uuid::new_v4(), Command::Found { cluster_id: Uuid::new_v4() }).await.map(|_| ())
+    }
+
+    /// Asks a node of a cluster who it is.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn identity_of(&self, address: &str, limit: Duration) -> Result<Identity, CallError> {
+        self.inner.client.call(address, None, Call::Identity, &(), limit).await
+    }
+
+    /// Asks a node of a cluster to take this one in.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn ask_to_join(&self, address: &str, cluster_id: Uuid, limit: Duration) -> Result<JoinReply, CallError> {
+        let request = (self.node_id(), self.record().clone(), Some(cluster_id));
+        self.inner.client.call(address, None, Call::Join, &request, limit).await
+    }
+
+    /// Takes a node in as a learner, if this node leads.
+    pub(crate) async fn take_in(&self, id: NodeId, record: NodeRecord, cluster_id: Option<Uuid>) -> JoinReply {
+        let own = self.identity().cluster_id;
+        if own.is_none() || own != cluster_id {
+            return JoinReply::Refused(format!("this is cluster {own:?}, not {cluster_id:?}"));
+        }
+        let members = self.members();
+        if members.iter().any(|member| member.id == id) {
+            return JoinReply::Member(members.to_vec());
+        }
+        match self.leader() {
+            Some(leader) if leader == self.node_id() => {}
+            leader => return JoinReply::NotLeader(leader.and_then(|leader| members.iter().find(|member| member.id == leader).map(|member| member.record.clone()))),
+        }
+        // The node is added without a vote: one that never comes must not raise the quorum (case C43).
+        let change = ChangeMembers::AddNodes(BTreeMap::from([(id, record)]));
+        match self.inner.raft.change_membership(change, true).await {
+            Ok(_) => JoinReply::Member(self.members().to_vec()),
+            Err(problem) => JoinReply::Refused(problem.to_string()),
+        }
+    }
+
+    /// Hands leadership over, if this node leads: to a voter that has the whole log. Gives up after two attempts; an
+    /// election does it then.
+    pub async fn hand_over(&self) {
+        for _ in 0..2 {
+            let metrics = self.inner.raft.metrics().borrow_watched().clone();
+            if metrics.current_leader != Some(self.node_id()) {
+                return;
+            }
+            let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+            let matched = metrics.replication.unwrap_or_default();
+            let successor = voters.into_iter().filter(|id| *id != self.node_id() && self.reachable(*id)).max_by_key(|id| matched.get(id).cloned().flatten().map(|log_id| log_id.index));
+            let Some(successor) = successor else { return };
+            if self.inner.raft.trigger().transfer_leader(successor).await.is_err() {
+                return;
+            }
+            let mut seen = self.inner.raft.metrics();
+            let own = self.node_id();
+            let changed = seen.wait_until(|metrics| metrics.current_leader.is_some_and(|leader| leader != own));
+            if matches!(tokio::time::timeout(HAND_OVER_LIMIT, changed).await, Ok(Ok(_))) {
+                tracing::info!(node_id = format!("{successor:012x}"), "leadership handed over");
+                return;
+            }
+        }
+    }
+
+    /// Ends the Raft group's work on this node.
+    pub async fn shutdown(&self) {
+        *self.inner.read_gate.write() = None;
+        if let Err(problem) = self.inner.raft.shutdown().await {
+            tracing::warn!(error = %problem, "raft did not end in order");
+        }
+    }
+
+    async fn snapshot_by_size(self) {
+        let (mut last_bytes, mut last_snapshot) = (0, 0);
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut running = self.inner.raft.metrics();
+        loop {
+            ticks.tick().await;
+            let (ended, snapshot) = {
+                let metrics = running.borrow_and_update();
+                (metrics.running_state.is_err(), metrics.snapshot.map_or(0, |log_id| log_id.index))
+            };
+            if ended {
+                return;
+            }
+            let bytes = self.inner.log.size_bytes();
+            if snapshot != last_snapshot || bytes < last_bytes {
+                (last_bytes, last_snapshot) = (bytes, snapshot);
+            }
+            if bytes > last_bytes + SNAPSHOT_EACH_BYTES {
+                last_bytes = bytes;
+                if self.inner.raft.trigger().snapshot().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn config(options: &Options) -> Config {
+    Config {
+        cluster_name: "flotilla".into(),
+        heartbeat_interval: options.heartbeat.as_millis() as u64,
+        election_timeout_min: options.election_min.as_millis() as u64,
+        election_timeout_max: options.election_max.as_millis() as u64,
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: 256,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(options.snapshot_every),
+        max_in_snapshot_log_to_keep: options.keep,
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(2000),
+        ..Config::default()
+    }
+}

@@ -1,0 +1,113 @@
+//! Which members answer. Every member is pinged every 250 ms; without a majority that answers, writes are refused
+//! and names are read locally at once, instead of after an election's time-out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::member::{Member, NodeId};
+use crate::network::{Call, CallError, PeerClient, Pong};
+use crate::state_store::Progress;
+
+/// How often each member is asked.
+const PING_EACH: Duration = Duration::from_millis(250);
+
+/// A member that has not answered for so long is not reachable: with the ping's interval this leaves a write that
+/// must be refused within 2 s some time to spare, and a busy node some time to answer.
+const SILENCE_MAX: Duration = Duration::from_millis(1250);
+
+/// How long one ping may take.
+const PING_LIMIT: Duration = Duration::from_millis(1000);
+
+/// What is known of the other members.
+#[derive(Clone)]
+pub(crate) struct Liveness {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    own_id: NodeId,
+    seen: Mutex<BTreeMap<NodeId, Seen>>,
+    quorum: watch::Sender<bool>,
+}
+
+#[derive(Clone)]
+struct Seen {
+    at: Option<Instant>,
+    pong: Option<Pong>,
+}
+
+impl Liveness {
+    pub(crate) fn new(own_id: NodeId) -> Self {
+        Self { shared: Arc::new(Shared { own_id, seen: Mutex::default(), quorum: watch::channel(false).0 }) }
+    }
+
+    /// Whether a majority of the voters answers, this node included where it votes.
+    pub(crate) fn quorum(&self) -> bool {
+        *self.shared.quorum.borrow()
+    }
+
+    /// Returns once no majority answers.
+    pub(crate) async fn quorum_lost(&self) {
+        // The sender lives as long as self.
+        let _ = self.shared.quorum.subscribe().wait_for(|quorum| !quorum).await;
+    }
+
+    /// Whether the node answered lately; this one always does.
+    pub(crate) fn reachable(&self, id: NodeId) -> bool {
+        id == self.shared.own_id || self.shared.seen.lock().get(&id).and_then(|seen| seen.at).is_some_and(|at| at.elapsed() < SILENCE_MAX)
+    }
+
+    /// The node's last word, if it is reachable.
+    pub(crate) fn pong(&self, id: NodeId) -> Option<Pong> {
+        self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(|seen| seen.pong.clone())).flatten()
+    }
+
+    fn heard(&self, id: NodeId, answer: Result<Pong, CallError>) {
+        let mut seen = self.shared.seen.lock();
+        let entry = seen.entry(id).or_insert(Seen { at: None, pong: None });
+        match answer {
+            Ok(pong) => *entry = Seen { at: Some(Instant::now()), pong: Some(pong) },
+            // Nobody listens there: no need to wait for the silence to grow long.
+            Err(CallError::Unreachable(_)) => entry.at = None,
+            Err(_) => {}
+        }
+    }
+
+    fn judge(&self, members: &[Member]) {
+        let voters = members.iter().filter(|member| member.voter);
+        let (all, alive) = voters.fold((0, 0), |(all, alive), voter| (all + 1, alive + usize::from(self.reachable(voter.id))));
+        let quorum = all > 0 && alive > all / 2;
+        let changed = self.shared.quorum.send_if_modified(|former| std::mem::replace(former, quorum) != quorum);
+        if changed && all > 1 {
+            if quorum { tracing::info!("a majority of the voters answers") } else { tracing::warn!(alive, all, "no majority of the voters answers") }
+        }
+    }
+
+    /// Pings until the progress of the state machine ends, which is when the node does.
+    pub(crate) async fn run(self, client: PeerClient, progress: watch::Receiver<Progress>) {
+        let mut ticks = tokio::time::interval(PING_EACH);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let in_flight: Arc<Mutex<BTreeMap<NodeId, ()>>> = Arc::default();
+        while progress.has_changed().is_ok() {
+            ticks.tick().await;
+            let members = progress.borrow().members.clone();
+            for member in members.iter().filter(|member| member.id != self.shared.own_id) {
+                if in_flight.lock().insert(member.id, ()).is_some() {
+                    continue;
+                }
+                let (liveness, client, member, in_flight, members) = (self.clone(), client.clone(), member.clone(), in_flight.clone(), members.clone());
+                tokio::spawn(async move {
+                    let answer = client.call::<_, Pong>(&member.record.peer_address, Some(member.id), Call::Ping, &(), PING_LIMIT).await;
+                    liveness.heard(member.id, answer);
+                    in_flight.lock().remove(&member.id);
+                    liveness.judge(&members);
+                });
+            }
+            self.judge(&members);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Node-to-node calls: requests and answers of the peer port, versioned by path (`/peer/v1`) and by envelope.
+
+pub mod client;
+mod serve;
+mod snapshot_stream;
+mod transport;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use client::{CallError, PeerClient};
+pub use serve::{Caller, ServeError};
+pub(crate) use transport::Network;
+
+use crate::command::Answer;
+use crate::member::{Member, NodeId, NodeRecord};
+
+/// The header that names the node that is meant, as 12 hexadecimal digits: an address may have a new owner.
+pub const TO_HEADER: &str = "flotilla-to";
+
+/// The header that names the caller's cluster.
+pub const CLUSTER_HEADER: &str = "flotilla-cluster";
+
+/// Where the calls below are mounted: `POST {PREFIX}/{name of the call}`.
+pub const PREFIX: &str = "/peer/v1/raft";
+
+/// The calls of the peer port that this crate serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// openraft's AppendEntries.
+    Append,
+    /// openraft's RequestVote.
+    Vote,
+    /// openraft's pre-vote.
+    PreVote,
+    /// openraft's TransferLeader.
+    Transfer,
+    /// A proposal from a node that does not lead.
+    Propose,
+    /// The leader's read index.
+    ReadIndex,
+    /// Is the node there, and how far has it applied?
+    Ping,
+    /// Wait until an index is applied.
+    WaitApplied,
+    /// Who is this, and which cluster does it belong to?
+    Identity,
+    /// Take a new node in as a learner.
+    Join,
+}
+
+impl Call {
+    const ALL: [Self; 10] =
+        [Self::Append, Self::Vote, Self::PreVote, Self::Transfer, Self::Propose, Self::ReadIndex, Self::Ping, Self::WaitApplied, Self::Identity, Self::Join];
+
+    /// The last part of its path.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::Vote => "vote",
+            Self::PreVote => "pre-vote",
+            Self::Transfer => "transfer",
+            Self::Propose => "propose",
+            Self::ReadIndex => "read-index",
+            Self::Ping => "ping",
+            Self::WaitApplied => "wait-applied",
+            Self::Identity => "identity",
+            Self::Join => "join",
+        }
+    }
+
+    /// The call of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.name() == name)
+    }
+}
+
+/// What became of a forwarded proposal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum ProposeReply {
+    /// It was applied.
+    Answered(Answer),
+    /// The node that was asked does not lead; nothing is known of the proposal.
+    NotLeader(Option<NodeId>),
+    /// The node that was asked lost its leadership or its quorum meanwhile.
+    Unknown,
+}
+
+/// What became of a question for a read index.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum ReadIndexReply {
+    /// Reads that began before the question may be answered from state that has applied this index.
+    Index(u64),
+    /// The node that was asked does not lead.
+    NotLeader(Option<NodeId>),
+    /// A majority did not answer.
+    NoQuorum,
+}
+
+/// A node's word about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// Its id.
+    pub id: NodeId,
+    /// The last log index that it has applied.
+    pub applied_index: u64,
+    /// The version of its program.
+    pub version: String,
+    /// Files that placement gives it and that it has.
+    pub blobs_held: u64,
+    /// Files that placement gives it and that it does not have yet.
+    pub blobs_missing: u64,
+}
+
+/// Who a node is, before it need be a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name and addresses.
+    pub record: NodeRecord,
+    /// The cluster that it belongs to; `None` while it knows of none.
+    pub cluster_id: Option<Uuid>,
+    /// Whether its log is empty: a node that has one takes no part in founding another cluster.
+    pub empty: bool,
+}
+
+/// What became of a question to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinReply {
+    /// The node is a member now; the cluster's members are listed.
+    Member(Vec<Member>),
+    /// Ask this node, which leads; nobody is known to lead where it is `None`.
+    NotLeader(Option<NodeRecord>),
+    /// Not possible, for this reason.
+    Refused(String),
+}

@@ -1,0 +1,115 @@
+//! The answering side of the peer port: bytes in, bytes out. `src/cluster` mounts it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::{Call, JoinReply, ProposeReply, ReadIndexReply, snapshot_stream};
+use crate::command::Proposal;
+use crate::consensus::Consensus;
+use crate::member::{NodeId, NodeRecord};
+use crate::snapshot::{Copy, Snapshot};
+use crate::types::{LogId, TypeConfig, Vote};
+use crate::wire::{self, Kind};
+
+/// How long a node lets a caller wait until an index is applied.
+const WAIT_APPLIED_MAX: Duration = Duration::from_secs(10);
+
+/// Whom a request says that it is for, from its headers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Caller {
+    /// The node that is meant.
+    pub to: Option<NodeId>,
+}
+
+/// Why a request of the peer port is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It was meant for a node that had this address before. HTTP 421.
+    #[error("this node is {own:012x}, not {to:012x}")]
+    OtherNode {
+        /// This node.
+        own: NodeId,
+        /// The one that was meant.
+        to: NodeId,
+    },
+    /// Bytes that this build cannot read. HTTP 400.
+    #[error("unreadable: {0}")]
+    Unreadable(String),
+    /// Another copy of the state is coming in. HTTP 409.
+    #[error("another snapshot is being received")]
+    Busy,
+    /// This node is going down. HTTP 503.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ServeError> {
+    wire::decode(Kind::Request, body).map_err(|problem| ServeError::Unreadable(problem.to_string()))
+}
+
+fn written<T: Serialize>(answer: &T) -> Result<Vec<u8>, ServeError> {
+    wire::encode(Kind::Response, answer).map_err(|problem| ServeError::Stopped(problem.to_string()))
+}
+
+fn stopped(problem: impl std::fmt::Display) -> ServeError {
+    ServeError::Stopped(problem.to_string())
+}
+
+impl Consensus {
+    /// Answers one call of the peer port.
+    ///
+    /// # Errors
+    /// See [`ServeError`]: each has its HTTP status.
+    pub async fn serve(&self, call: Call, caller: Caller, body: &[u8]) -> Result<Vec<u8>, ServeError> {
+        self.check(caller)?;
+        let raft = self.raft();
+        match call {
+            Call::Append => written(&raft.append_entries(read::<AppendEntriesRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
+            Call::Vote => written(&raft.vote(read::<VoteRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
+            Call::PreVote => written(&raft.pre_vote(read::<VoteRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
+            Call::Transfer => {
+                let (from, to, last): (Vote, NodeId, Option<LogId>) = read(body)?;
+                written(&raft.handle_transfer_leader(TransferLeaderRequest::new(from, to, last)).await.map_err(stopped)?)
+            }
+            Call::Propose => written::<ProposeReply>(&self.propose_here(read::<Proposal>(body)?).await),
+            Call::ReadIndex => written::<ReadIndexReply>(&self.read_index_here().await),
+            Call::Ping => written(&self.pong()),
+            Call::WaitApplied => {
+                let (index, limit_ms): (u64, u64) = read(body)?;
+                written(&self.wait_applied(index, Duration::from_millis(limit_ms).min(WAIT_APPLIED_MAX)).await)
+            }
+            Call::Identity => written(&self.identity()),
+            Call::Join => {
+                let (id, record, cluster_id): (NodeId, NodeRecord, Option<Uuid>) = read(body)?;
+                written::<JoinReply>(&self.take_in(id, record, cluster_id).await)
+            }
+        }
+    }
+
+    /// Takes a snapshot from the leader: the body of `POST {PREFIX}/snapshot`.
+    ///
+    /// # Errors
+    /// See [`ServeError`]: each has its HTTP status.
+    pub async fn serve_snapshot<S: Stream<Item = Result<Bytes, String>> + Unpin>(&self, caller: Caller, body: S) -> Result<Vec<u8>, ServeError> {
+        self.check(caller)?;
+        let Ok(_one_at_a_time) = self.receiving().try_lock() else { return Err(ServeError::Busy) };
+        let store = self.metadata().clone();
+        let install = tokio::task::spawn_blocking(move || store.begin_install()).await.map_err(stopped)?.map_err(stopped)?;
+        let (head, install) = snapshot_stream::receive(body, install).await.map_err(ServeError::Unreadable)?;
+        let snapshot = Snapshot { meta: head.meta, snapshot: Copy::Received(install) };
+        written(&self.raft().install_full_snapshot(head.vote, snapshot).await.map_err(stopped)?)
+    }
+
+    fn check(&self, caller: Caller) -> Result<(), ServeError> {
+        match caller.to {
+            Some(to) if to != self.node_id() => Err(ServeError::OtherNode { own: self.node_id(), to }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What a node knows of the registry: reads of the applied state, local and fast. Whether that is fresh enough is
+//! the caller's question to [`crate::Consensus::read_barrier`].
+
+use bytes::Bytes;
+use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::names::{RepositoryName, Tag};
+use crate::state_machine::keys;
+use crate::wire::{self, Kind};
+
+/// What a tag points at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The manifest's digest, as it was given when the tag was put.
+    pub digest: Digest,
+    /// The log index at which the tag last moved.
+    pub revision: u64,
+    /// When it moved, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Who moved it.
+    pub actor: String,
+}
+
+/// A manifest in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRecord {
+    /// The media type that it was pushed with.
+    pub media_type: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether its bytes are rows of state; else they are a file.
+    pub inline: bool,
+    /// The log index at which it came into the repository.
+    pub revision: u64,
+    /// Config and layers.
+    pub blobs: Vec<Digest>,
+    /// Children of an index.
+    pub manifests: Vec<Digest>,
+    /// Entries of an index that are blobs or manifests.
+    pub either: Vec<Digest>,
+    /// The manifest that it refers to.
+    pub subject: Option<Digest>,
+    /// Its artifact type.
+    pub artifact_type: Option<String>,
+}
+
+/// A blob in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRecord {
+    /// Bytes.
+    pub size: u64,
+    /// Whether its bytes are rows of state; else they are a file.
+    pub inline: bool,
+    /// The log index at which it came into the repository.
+    pub revision: u64,
+    /// The request that made the link: an upload's id, or a mount's.
+    pub request_id: Uuid,
+}
+
+/// A digest that any repository holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlobRecord {
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Its bytes are rows of state.
+    pub(crate) inline: bool,
+    /// Its bytes are a file on the nodes that placement names.
+    pub(crate) file: bool,
+    /// Repositories that hold it as a blob.
+    pub(crate) links: u64,
+    /// Repositories that hold it as a manifest.
+    pub(crate) manifests: u64,
+}
+
+/// How much a repository holds. The row is there while anything is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RepositoryRecord {
+    /// Blobs.
+    pub(crate) blobs: u64,
+    /// Manifests.
+    pub(crate) manifests: u64,
+}
+
+/// The applied state of this node. Cheap to clone. Single look-ups take microseconds (memory); lists belong on a
+/// blocking thread.
+#[derive(Clone)]
+pub struct Registry {
+    store: MetadataStore,
+}
+
+impl Registry {
+    pub(crate) fn new(store: MetadataStore) -> Self {
+        Self { store }
+    }
+
+    fn row<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StorageError> {
+        self.store.get(key)?.map(|bytes| wire::decode(Kind::Row, &bytes)).transpose()
+    }
+
+    /// The cluster's id, once it is founded.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn cluster_id(&self) -> Result<Option<Uuid>, StorageError> {
+        self.row(&keys::cluster_id())
+    }
+
+    /// What a tag points at.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tag(&self, repository: &RepositoryName, tag: &Tag) -> Result<Option<TagRecord>, StorageError> {
+        self.row(&keys::tag(repository, tag))
+    }
+
+    /// A manifest by its digest.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<ManifestRecord>, StorageError> {
+        self.row(&keys::manifest(repository, digest))
+    }
+
+    /// A blob of the repository by its digest.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn link(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<LinkRecord>, StorageError> {
+        self.row(&keys::link(repository, digest))
+    }
+
+    /// The bytes of a body that lives in state.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn body(&self, digest: &Digest) -> Result<Option<Bytes>, StorageError> {
+        let parts = self.store.scan(&keys::body(digest), None, keys::BODY_PARTS_MAX)?;
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let mut body = Vec::with_capacity(parts.iter().map(|(_, part)| part.len()).sum());
+        parts.iter().for_each(|(_, part)| body.extend_from_slice(part));
+        Ok(Some(body.into()))
+    }
+
+    /// Whether a repository of this name holds anything.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn repository_exists(&self, repository: &RepositoryName) -> Result<bool, StorageError> {
+        Ok(self.store.get(&keys::repository(repository))?.is_some())
+    }
+
+    /// A blob in any repository: its size, and whether its bytes are rows of state. `None` where no repository holds it.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn blob_anywhere(&self, digest: &Digest) -> Result<Option<(u64, bool)>, StorageError> {
+        let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
+        Ok(record.filter(|blob| blob.links > 0).map(|blob| (blob.size, blob.inline)))
+    }
+
+    /// Up to `limit` tags in byte order, those after `after` (which need not be a tag).
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tags(&self, repository: &RepositoryName, after: Option<&str>, limit: usize) -> Result<Vec<Tag>, StorageError> {
+        let prefix = keys::tags(repository);
+        let after = after.map(|tag| [&prefix, tag.as_bytes()].concat());
+        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
+        rows.iter().map(|(key, _)| text_after(key, prefix.len())).collect()
+    }
+
+    /// Up to `limit` repositories in byte order, those after `after`.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn repositories(&self, after: Option<&str>, limit: usize) -> Result<Vec<RepositoryName>, StorageError> {
+        let prefix = [Keyspace::Repository.prefix()];
+        let after = after.map(|name| [&prefix, name.as_bytes()].concat());
+        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
+        rows.iter().map(|(key, _)| text_after(key, prefix.len())).collect()
+    }
+
+    /// Up to `limit` digests that state keeps as files, with their sizes in bytes, those after `after` in key order.
+    /// The second part says after which digest to go on; `None` at the end.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn file_blobs(&self, after: Option<&Digest>, limit: usize) -> Result<(Vec<(Digest, u64)>, Option<Digest>), StorageError> {
+        let prefix = [Keyspace::Blob.prefix()];
+        let after = after.map(keys::blob);
+        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
+        let mut found = Vec::new();
+        let mut last = None;
+        for (key, value) in &rows {
+            let digest = Digest::from_key(&key[1..]).ok_or_else(|| StorageError::Corrupt { what: "key of a blob".into() })?;
+            let record: BlobRecord = wire::decode(Kind::Row, value)?;
+            if record.file {
+                found.push((digest.clone(), record.size));
+            }
+            last = Some(digest);
+        }
+        Ok((found, last.filter(|_| rows.len() == limit)))
+    }
+
+    /// The size in bytes of a digest that state keeps as a file.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn file_blob(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
+        let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
+        Ok(record.filter(|blob| blob.file).map(|blob| blob.size))
+    }
+}
+
+fn text_after<T: std::str::FromStr>(key: &[u8], prefix: usize) -> Result<T, StorageError> {
+    let damaged = || StorageError::Corrupt { what: "a name in a key".into() };
+    let text = key.get(prefix..).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or_else(damaged)?;
+    text.parse().map_err(|_| damaged())
+}

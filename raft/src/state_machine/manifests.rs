@@ -1,0 +1,92 @@
+//! Manifests in repositories: put with tags, delete with tags.
+
+use flotilla_storage::{Digest, StorageError};
+
+use super::blobs::{holders_remain, keep_body};
+use super::{Applied, State, keys, tags};
+use crate::command::{Body, ManifestPut, Outcome, Refusal};
+use crate::names::RepositoryName;
+use crate::registry::{BlobRecord, ManifestRecord, TagRecord};
+use crate::wire::{self, Kind};
+
+/// Stores a manifest whose content the repository holds, and points the tags at it (invariant I3).
+pub(super) fn put(state: &mut State<'_>, put: &ManifestPut, actor: &str) -> Applied {
+    let missing = missing_content(state, put)?;
+    if !missing.is_empty() {
+        return Ok(Err(Refusal::ContentMissing(missing)));
+    }
+    if !holders_remain(state, &put.body) {
+        return Ok(Err(Refusal::HoldersGone));
+    }
+    let mut blob = keep_body(state, &put.digest, put.size, &put.body)?;
+    let key = keys::manifest(&put.repository, &put.digest);
+    let former: Option<ManifestRecord> = state.get(&key)?;
+    if former.is_none() {
+        blob.manifests += 1;
+        state.count(&put.repository, 0, 1)?;
+    }
+    state.put(keys::blob(&put.digest), &blob)?;
+    let revision = former.map_or(state.index(), |former| former.revision);
+    state.put(key, &record(put, revision))?;
+    for tag in &put.tags {
+        tags::put(state, &put.repository, tag, &put.digest, actor)?;
+    }
+    Ok(Ok(Outcome::Done))
+}
+
+/// Removes a manifest and every tag that points at it. Its bytes stay until they are collected.
+pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest) -> Applied {
+    let key = keys::manifest(repository, digest);
+    if !state.exists(&key)? {
+        return Ok(Err(state.unknown(repository, Refusal::ManifestUnknown)?));
+    }
+    for (tag, value) in state.scan(&keys::tags(repository))? {
+        if wire::decode::<TagRecord>(Kind::Row, &value)?.digest == *digest {
+            state.delete(tag);
+        }
+    }
+    state.delete(key);
+    state.count(repository, 0, -1)?;
+    if let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))? {
+        blob.manifests = blob.manifests.saturating_sub(1);
+        state.put(keys::blob(digest), &blob)?;
+    }
+    Ok(Ok(Outcome::Done))
+}
+
+fn missing_content(state: &State<'_>, put: &ManifestPut) -> Result<Vec<Digest>, StorageError> {
+    let blob = |digest: &Digest| state.exists(&keys::link(&put.repository, digest));
+    let manifest = |digest: &Digest| state.exists(&keys::manifest(&put.repository, digest));
+    let mut missing = Vec::new();
+    for digest in &put.blobs {
+        if !blob(digest)? {
+            missing.push(digest.clone());
+        }
+    }
+    for digest in &put.manifests {
+        if !manifest(digest)? {
+            missing.push(digest.clone());
+        }
+    }
+    for digest in &put.either {
+        if !blob(digest)? && !manifest(digest)? {
+            missing.push(digest.clone());
+        }
+    }
+    missing.dedup();
+    Ok(missing)
+}
+
+fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {
+    ManifestRecord {
+        media_type: put.media_type.clone(),
+        size: put.size,
+        inline: matches!(put.body, Body::Inline(_)),
+        revision,
+        blobs: put.blobs.clone(),
+        manifests: put.manifests.clone(),
+        either: put.either.clone(),
+        subject: put.subject.clone(),
+        artifact_type: put.artifact_type.clone(),
+    }
+}

@@ -1,0 +1,238 @@
+//! Commands against a state in memory, written down as scenarios: one line in, one line out.
+//!
+//! `testdata/*.scenario` hold them. A line that begins with `>` is a command, the lines below it are what must come of
+//! it; `UPDATE_SCENARIOS=1` writes the files anew, and the difference is reviewed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use flotilla_storage::{Algorithm, Digest, StorageError};
+use uuid::Uuid;
+
+use super::{Reader, State, apply, keys};
+use crate::command::{Answer, Body, Command, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal};
+use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, RepositoryRecord, TagRecord};
+use crate::wire::{self, Kind};
+
+#[derive(Default)]
+struct Memory {
+    rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    index: u64,
+    time_ms: u64,
+}
+
+impl Reader for Memory {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        Ok(self.rows.get(key).cloned())
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+        let rows = self.rows.iter().filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key.as_slice() > after));
+        Ok(rows.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+impl Memory {
+    fn apply(&mut self, proposals: &[Proposal]) -> Vec<Answer> {
+        let members = BTreeSet::from([1, 2, 3]);
+        let mut state = State::new(self, members, self.time_ms);
+        let mut answers = Vec::new();
+        let mut index = self.index;
+        for proposal in proposals {
+            index += 1;
+            state.set_index(index);
+            answers.push(apply(&mut state, proposal).expect("sound rows"));
+        }
+        let (time_ms, rows) = (state.time_ms(), state.into_rows());
+        (self.index, self.time_ms) = (index, time_ms);
+        for (key, value) in rows {
+            match value {
+                Some(value) => self.rows.insert(key, value),
+                None => self.rows.remove(&key),
+            };
+        }
+        answers
+    }
+
+    fn one(&mut self, command: Command) -> Answer {
+        let proposal = Proposal { request_id: Uuid::from_u128(u128::from(self.index) + 1000), base_index: self.index, time_ms: 1000 * (self.index + 1), actor: String::new(), command };
+        self.apply(&[proposal]).remove(0)
+    }
+
+    fn row<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Option<T> {
+        self.rows.get(key).map(|bytes| wire::decode(Kind::Row, bytes).expect("a sound row"))
+    }
+}
+
+fn digest(name: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, name.as_bytes())
+}
+
+fn body(word: &str) -> Body {
+    match word.strip_prefix("file:") {
+        Some(holders) => Body::File { holders: holders.split(',').map(|id| id.parse().expect("an id")).collect(), min_copies: 2 },
+        None => Body::Inline(Bytes::copy_from_slice(word.as_bytes())),
+    }
+}
+
+/// `link REPO NAME BODY` · `mount REPO NAME [FROM]` · `unlink REPO NAME` · `put REPO NAME TAGS|- BLOBS|- [CHILDREN]` ·
+/// `delete-tag REPO TAG` · `delete-manifest REPO NAME`
+fn command(line: &str) -> Command {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let repository = words[1].parse().expect("a repository");
+    let list = |word: Option<&&str>| word.filter(|word| **word != "-").map_or_else(Vec::new, |word| word.split(',').map(digest).collect());
+    match words[0] {
+        "link" => Command::LinkBlob { repository, digest: digest(words[2]), size: words[2].len() as u64, body: body(words[3]) },
+        "mount" => Command::MountBlob { repository, digest: digest(words[2]), from: words.get(3).map(|from| from.parse().expect("a repository")) },
+        "unlink" => Command::UnlinkBlob { repository, digest: digest(words[2]) },
+        "delete-tag" => Command::DeleteTag { repository, tag: words[2].parse().expect("a tag") },
+        "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
+        "put" => Command::PutManifest(Box::new(ManifestPut {
+            repository,
+            digest: digest(words[2]),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            size: words[2].len() as u64,
+            body: body(words[2]),
+            tags: if words[3] == "-" { Vec::new() } else { words[3].split(',').map(|tag| tag.parse().expect("a tag")).collect() },
+            blobs: list(words.get(4)),
+            manifests: list(words.get(5)),
+            either: Vec::new(),
+            subject: None,
+            artifact_type: None,
+        })),
+        other => panic!("no command {other}"),
+    }
+}
+
+fn transcript(scenario: &str) -> String {
+    let mut memory = Memory::default();
+    let mut names = BTreeMap::new();
+    let mut out = String::new();
+    for line in scenario.lines().filter(|line| line.starts_with('>') || line.starts_with('#') || line.is_empty()) {
+        let _ = writeln!(out, "{line}");
+        let Some(text) = line.strip_prefix('>') else { continue };
+        text.split([' ', ',']).for_each(|word| {
+            names.insert(digest(word).to_string(), word.to_owned());
+        });
+        let answer = memory.one(command(text));
+        let _ = match &answer.result {
+            Ok(outcome) => writeln!(out, "{outcome:?} at {}", answer.revision),
+            Err(Refusal::ContentMissing(missing)) => writeln!(out, "refused: missing {:?}", missing.iter().map(|digest| &names[&digest.to_string()]).collect::<Vec<_>>()),
+            Err(refusal) => writeln!(out, "refused: {refusal}"),
+        };
+        out.push_str(&listing(&memory, &names));
+    }
+    out
+}
+
+/// What is there: each repository with its counts and tags.
+fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
+    let mut out = String::new();
+    for (key, value) in memory.scan(b"r", None, usize::MAX).expect("in memory") {
+        let name: crate::RepositoryName = String::from_utf8_lossy(&key[1..]).parse().expect("a name");
+        let record: RepositoryRecord = wire::decode(Kind::Row, &value).expect("a sound row");
+        let prefix = keys::tags(&name);
+        let tags = memory.scan(&prefix, None, usize::MAX).expect("in memory").into_iter().map(|(key, value)| {
+            let tag: TagRecord = wire::decode(Kind::Row, &value).expect("a sound row");
+            format!(" {}→{}@{}", String::from_utf8_lossy(&key[prefix.len()..]), names[&tag.digest.to_string()], tag.revision)
+        });
+        let _ = writeln!(out, "  {name}: {} blobs, {} manifests{}", record.blobs, record.manifests, tags.collect::<String>());
+    }
+    out
+}
+
+fn check(name: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(format!("{name}.scenario"));
+    let written = std::fs::read_to_string(&path).expect("a scenario");
+    let played = transcript(&written);
+    if std::env::var_os("UPDATE_SCENARIOS").is_some() {
+        std::fs::write(&path, &played).expect("written");
+    }
+    assert_eq!(played, written, "{}", path.display());
+}
+
+#[test]
+fn blobs_are_linked_mounted_and_unlinked() {
+    check("blobs");
+}
+
+#[test]
+fn manifests_and_tags_are_put_and_deleted() {
+    check("manifests");
+}
+
+#[test]
+fn a_request_that_comes_again_is_answered_and_not_applied_again() {
+    let mut memory = Memory::default();
+    let link = |id: u128, base_index| Proposal { request_id: Uuid::from_u128(id), base_index, time_ms: 5, actor: String::new(), command: command("link a/b blob body") };
+    let first = memory.apply(&[link(1, 0)]);
+    memory.one(command("unlink a/b blob"));
+    let again = memory.apply(&[link(1, 0), link(1, 0)]);
+    assert_eq!(again, [first[0].clone(), first[0].clone()]);
+    assert_eq!(memory.row::<LinkRecord>(&keys::link(&"a/b".parse().expect("a name"), &digest("blob"))), None);
+}
+
+#[test]
+fn a_request_twice_in_one_chunk_is_applied_once() {
+    let mut memory = Memory::default();
+    let put = Proposal { request_id: Uuid::from_u128(7), base_index: 0, time_ms: 5, actor: String::new(), command: command("put r manifest a -") };
+    let answers = memory.apply(&[put.clone(), put]);
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[0].revision, 1);
+}
+
+#[test]
+fn a_refused_request_may_be_tried_again_under_its_id() {
+    let mut memory = Memory::default();
+    let mut link = Proposal { request_id: Uuid::from_u128(7), base_index: 0, time_ms: 5, actor: String::new(), command: command("link r blob file:8,9") };
+    assert_eq!(memory.apply(std::slice::from_ref(&link))[0].result, Err(Refusal::HoldersGone));
+    link.command = command("link r blob file:1,9,2");
+    assert_eq!(memory.apply(&[link])[0].result, Ok(Outcome::Done));
+}
+
+#[test]
+fn requests_below_the_floor_are_refused_and_forgotten() {
+    let mut memory = Memory { index: super::requests::WINDOW - 10, ..Memory::default() };
+    let old = Proposal { request_id: Uuid::from_u128(1), base_index: 3, time_ms: 5, actor: String::new(), command: command("link r blob body") };
+    assert!(memory.apply(std::slice::from_ref(&old))[0].result.is_ok());
+    for _ in 0..200 {
+        memory.one(command("delete-tag r none"));
+    }
+    assert_eq!(memory.apply(std::slice::from_ref(&old))[0].result, Err(Refusal::RequestExpired));
+    assert!(!memory.rows.contains_key(&keys::request(3, &old.request_id)));
+}
+
+#[test]
+fn the_clock_of_state_never_goes_back() {
+    let mut memory = Memory::default();
+    let put = |id: u128, time_ms, name: &str| Proposal { request_id: Uuid::from_u128(id), base_index: 0, time_ms, actor: "x".into(), command: command(&format!("put r {name} t -")) };
+    memory.apply(&[put(1, 5000, "one")]);
+    memory.apply(&[put(2, 4000, "two")]);
+    let tag: TagRecord = memory.row(&keys::tag(&"r".parse().expect("a name"), &"t".parse().expect("a tag"))).expect("a tag");
+    assert_eq!((tag.time_ms, tag.revision, tag.actor.as_str()), (5000, 2, "x"));
+}
+
+#[test]
+fn bodies_are_split_into_rows_that_sled_keeps_in_its_pages() {
+    for size in [0, 1, keys::BODY_PART, keys::BODY_PART + 1, INLINE_BODY_MAX as usize] {
+        let mut memory = Memory::default();
+        let bytes = Bytes::from(vec![7u8; size]);
+        let digest = Digest::of(Algorithm::Sha512, &bytes);
+        memory.one(Command::LinkBlob { repository: "r".parse().expect("a name"), digest: digest.clone(), size: size as u64, body: Body::Inline(bytes.clone()) });
+        let parts = memory.scan(&keys::body(&digest), None, usize::MAX).expect("in memory");
+        assert!(!parts.is_empty() && parts.len() <= keys::BODY_PARTS_MAX && parts.iter().all(|(_, part)| part.len() <= keys::BODY_PART));
+        assert_eq!(parts.into_iter().flat_map(|(_, part)| part).collect::<Vec<_>>(), bytes);
+    }
+}
+
+#[test]
+fn a_manifest_record_keeps_what_was_parsed() {
+    let mut memory = Memory::default();
+    memory.one(command("link r layer body"));
+    memory.one(command("put r image v1 layer"));
+    let record: ManifestRecord = memory.row(&keys::manifest(&"r".parse().expect("a name"), &digest("image"))).expect("a manifest");
+    assert_eq!((record.blobs, record.inline, record.revision), (vec![digest("layer")], true, 2));
+    let blob: BlobRecord = memory.row(&keys::blob(&digest("image"))).expect("a blob");
+    assert_eq!(blob, BlobRecord { size: 5, inline: true, file: false, links: 0, manifests: 1 });
+}

@@ -1,0 +1,314 @@
+//! openraft's state machine over the storage crate's rows: applies entries on a thread of its own, and stores what
+//! they write, with the applied log id, in one batch for each chunk.
+//!
+//! The rows are not synced for each chunk: after a crash the log replays what was lost (`save_committed`). They are
+//! synced beside the writer now and then, and before a snapshot (see [`crate::snapshot`]).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use flotilla_storage::{Digest, MetadataStore, StorageError};
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::command::{Answer, Body, Command, Outcome, Proposal};
+use crate::member::{Member, NodeId};
+use crate::snapshot::{Builder, Copy, Snapshot};
+use crate::state_machine::{self, Reader, State, keys};
+use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::wire::{self, Kind};
+
+/// The most entries that are applied and stored in one batch.
+const CHUNK: usize = 256;
+
+/// State is synced beside the writer when this much of it is not on the disk, in bytes.
+const FLUSH_EACH: u64 = 8 << 20;
+
+/// Chunks that wait for the apply thread; openraft sends one at a time.
+const JOBS: usize = 4;
+
+/// A blob whose bytes this node may have to fetch.
+#[derive(Debug, Clone)]
+pub enum AppliedBlob {
+    /// A command named this file.
+    Linked {
+        /// The digest.
+        digest: Digest,
+        /// Bytes.
+        size: u64,
+    },
+    /// The whole state was replaced by a snapshot.
+    Everything,
+}
+
+/// How far this node has applied the log, and what the membership was there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress {
+    /// The last applied log index; zero before the first.
+    pub(crate) index: u64,
+    /// The membership in force.
+    pub(crate) members: Arc<[Member]>,
+}
+
+/// The row that says up to where the other rows go.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct AppliedRow {
+    pub(crate) log_id: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+    pub(crate) time_ms: u64,
+}
+
+/// What the rest of the crate sees of the state machine's work.
+#[derive(Clone)]
+pub(crate) struct Watches {
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) blobs: broadcast::Sender<AppliedBlob>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// Snapshots so far, for metrics.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) built: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) installed: AtomicU64,
+}
+
+/// The state machine of this node.
+pub(crate) struct StateStore {
+    store: MetadataStore,
+    applied: AppliedRow,
+    jobs: mpsc::Sender<Job>,
+    progress: watch::Sender<Progress>,
+    blobs: broadcast::Sender<AppliedBlob>,
+    counters: Arc<Counters>,
+}
+
+type Work = (Entry, Option<ApplyResponder<TypeConfig>>);
+
+/// Work for the apply thread, which alone writes rows.
+pub(crate) enum Job {
+    /// Apply these; answers how far that goes.
+    Apply(Vec<Work>, AppliedRow, oneshot::Sender<Result<AppliedRow, StorageError>>),
+    /// Write the marker that a snapshot exists.
+    Mark(oneshot::Sender<Result<(), StorageError>>),
+}
+
+impl StateStore {
+    /// Opens the state in `dir`. Blocks.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, MetadataStore, Watches), StorageError> {
+        let store = MetadataStore::open(dir)?;
+        let applied = load(&store)?;
+        let (progress, progress_seen) = watch::channel(progress_of(&applied));
+        let (blobs, _) = broadcast::channel(4096);
+        let (jobs, queue) = mpsc::channel(JOBS);
+        let worker = Worker { store: store.clone(), progress: progress.clone(), blobs: blobs.clone(), flushing: Arc::default() };
+        std::thread::Builder::new().name("apply".into()).spawn(move || worker.run(queue)).map_err(|problem| StorageError::Corrupt { what: format!("no thread for apply: {problem}") })?;
+        let counters = Arc::new(Counters::default());
+        let watches = Watches { progress: progress_seen, blobs: blobs.clone(), counters: counters.clone() };
+        Ok((Self { store: store.clone(), applied, jobs, progress, blobs, counters }, store, watches))
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied.log_id.clone(), last_membership: self.applied.membership.clone() }
+    }
+
+    async fn apply_chunk(&mut self, work: Vec<Work>) -> Result<(), io::Error> {
+        let (done, waits) = oneshot::channel();
+        self.jobs.send(Job::Apply(work, self.applied.clone(), done)).await.map_err(|_| StorageError::Closed)?;
+        self.applied = waits.await.map_err(|_| StorageError::Closed)??;
+        Ok(())
+    }
+}
+
+fn load(store: &MetadataStore) -> Result<AppliedRow, StorageError> {
+    Ok(store.get(&keys::applied())?.map(|bytes| wire::decode(Kind::Row, &bytes)).transpose()?.unwrap_or_default())
+}
+
+fn progress_of(applied: &AppliedRow) -> Progress {
+    let membership = applied.membership.membership();
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let members = membership.nodes().map(|(id, record)| Member { id: *id, record: record.clone(), voter: voters.contains(id) }).collect();
+    Progress { index: applied.log_id.as_ref().map_or(0, |log_id| log_id.index), members }
+}
+
+/// The thread that applies.
+struct Worker {
+    store: MetadataStore,
+    progress: watch::Sender<Progress>,
+    blobs: broadcast::Sender<AppliedBlob>,
+    flushing: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(job) = queue.blocking_recv() {
+            match job {
+                Job::Apply(work, applied, done) => {
+                    // The other side is gone only when the node is going down.
+                    let _ = done.send(self.apply(work, applied));
+                    self.flush_beside();
+                }
+                Job::Mark(done) => {
+                    let _ = done.send(self.store.write(&vec![(keys::snapshot_marker(), Some(vec![1]))]));
+                }
+            }
+        }
+    }
+
+    fn apply(&self, work: Vec<Work>, mut applied: AppliedRow) -> Result<AppliedRow, StorageError> {
+        let reader = Stored(&self.store);
+        let members = applied.membership.membership().nodes().map(|(id, _)| *id).collect();
+        let mut state = State::new(&reader, members, applied.time_ms);
+        let mut answers = Vec::new();
+        let mut named = Vec::new();
+        for (entry, responder) in work {
+            let log_id = entry.log_id();
+            state.set_index(log_id.index);
+            let answer = match entry.payload {
+                EntryPayload::Blank => done_at(log_id.index),
+                EntryPayload::Membership(membership) => {
+                    state.set_members(membership.nodes().map(|(id, _)| *id).collect());
+                    applied.membership = StoredMembership::new(Some(log_id.clone()), membership);
+                    done_at(log_id.index)
+                }
+                EntryPayload::Normal(proposal) => {
+                    let answer = state_machine::apply(&mut state, &proposal)?;
+                    named.extend(answer.result.is_ok().then(|| file_of(&proposal)).flatten());
+                    answer
+                }
+            };
+            applied.log_id = Some(log_id);
+            answers.extend(responder.map(|responder| (responder, answer)));
+        }
+        applied.time_ms = state.time_ms();
+        let mut rows = state.into_rows();
+        rows.push((keys::applied(), Some(wire::encode(Kind::Row, &applied)?)));
+        self.store.write(&rows)?;
+        self.progress.send_replace(progress_of(&applied));
+        answers.into_iter().for_each(|(responder, answer)| responder.send(answer));
+        for blob in named {
+            // Nobody listens before the node is up; it compares everything then.
+            let _ = self.blobs.send(blob);
+        }
+        Ok(applied)
+    }
+
+    fn flush_beside(&self) {
+        if self.store.unflushed_bytes() < FLUSH_EACH || self.flushing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (store, flushing) = (self.store.clone(), self.flushing.clone());
+        let spawned = std::thread::Builder::new().name("flush".into()).spawn(move || {
+            if let Err(problem) = store.flush() {
+                tracing::error!(error = %problem, "state could not be synced");
+            }
+            flushing.store(false, Ordering::Release);
+        });
+        if spawned.is_err() {
+            self.flushing.store(false, Ordering::Release);
+        }
+    }
+}
+
+fn done_at(revision: u64) -> Answer {
+    Answer { revision, result: Ok(Outcome::Done) }
+}
+
+/// The file that an accepted command names, if it names one.
+fn file_of(proposal: &Proposal) -> Option<AppliedBlob> {
+    match &proposal.command {
+        Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => Some(AppliedBlob::Linked { digest: digest.clone(), size: *size }),
+        Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => Some(AppliedBlob::Linked { digest: put.digest.clone(), size: put.size }),
+        _ => None,
+    }
+}
+
+struct Stored<'a>(&'a MetadataStore);
+
+impl Reader for Stored<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        self.0.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+        self.0.scan(prefix, after, limit)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateStore {
+    type SnapshotData = Copy;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied.log_id.clone(), self.applied.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut chunks = entries.ready_chunks(CHUNK);
+        while let Some(chunk) = chunks.next().await {
+            self.apply_chunk(chunk.into_iter().collect::<Result<_, _>>()?).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        // While a copy is out no new snapshot is built: the purge that follows it would overtake the copy, and the
+        // follower would need another one without end.
+        (force || self.store.open_views() == 0).then(|| Builder { store: self.store.clone(), jobs: self.jobs.clone(), meta: self.meta(), counters: self.counters.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { store: self.store.clone(), jobs: self.jobs.clone(), meta: self.meta(), counters: self.counters.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Copy) -> Result<(), io::Error> {
+        let Copy::Received(install) = snapshot else {
+            // openraft gives back our own snapshot at start when the state is behind it; ours never is.
+            return if *meta == self.meta() { Ok(()) } else { Err(io::Error::other("a snapshot of this node's own state is not what it has applied")) };
+        };
+        let store = self.store.clone();
+        let applied = tokio::task::spawn_blocking(move || {
+            install.finish()?;
+            load(&store)
+        })
+        .await
+        .map_err(io::Error::other)??;
+        if applied.log_id != meta.last_log_id {
+            return Err(StorageError::Corrupt { what: format!("the snapshot's rows go to {:?}, its head says {:?}", applied.log_id, meta.last_log_id) }.into());
+        }
+        self.applied = applied;
+        self.counters.installed.fetch_add(1, Ordering::Relaxed);
+        self.progress.send_replace(progress_of(&self.applied));
+        let _ = self.blobs.send(AppliedBlob::Everything);
+        tracing::info!(log_index = self.progress.borrow().index, "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let store = self.store.clone();
+        let view = tokio::task::spawn_blocking(move || {
+            if store.get(&keys::snapshot_marker())?.is_none() {
+                return Ok(None);
+            }
+            store.flush()?;
+            store.view().map(Some)
+        })
+        .await
+        .map_err(io::Error::other)??;
+        Ok(view.map(|view| Snapshot { meta: self.meta(), snapshot: Copy::View(view) }))
+    }
+}

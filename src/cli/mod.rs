@@ -1,0 +1,69 @@
+//! The command line: one file per subcommand.
+//!
+//! Exit status, for all: 0 done, 1 failed, 2 asked for something impossible. `cluster status` has
+//! its own meanings, which its help tells.
+
+mod check_config;
+mod cluster;
+mod dev;
+mod serve;
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Flags, Loaded};
+
+/// Exit status when the arguments or the configuration are wrong; clap uses it too.
+const EXIT_USAGE: u8 = 2;
+
+/// A highly available OCI registry.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    CheckConfig(check_config::CheckConfig),
+    Dev(dev::Dev),
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
+}
+
+/// Does what the command line asks.
+pub(crate) fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::CheckConfig(check_config) => check_config.run(),
+        Command::Dev(dev) => dev.run(),
+        Command::Cluster(cluster) => cluster.run(),
+    };
+    done.unwrap_or_else(|error| {
+        complain(format_args!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// The configuration, or the exit status once the reason is told.
+fn load(flags: &Flags) -> Result<Loaded, ExitCode> {
+    Loaded::load(flags, std::env::vars_os()).map_err(|refused| {
+        complain(format_args!("bad configuration: {refused}"));
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+/// Writes a line for the caller. If nobody reads it, the work goes on all the same.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Writes a line about something that went wrong.
+fn complain(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "flotilla: {line}");
+}

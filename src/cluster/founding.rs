@@ -1,0 +1,122 @@
+//! How an empty node finds its cluster.
+//!
+//! It asks all configured peers. If one of them belongs to a cluster, it joins that. Only if all of the initial nodes
+//! answer that they are empty does the first of them by name found one; else it waits and says for whom. So a node
+//! whose disk was lost never founds a second cluster beside the one that is there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_raft::network::{Identity, JoinReply};
+use flotilla_raft::{Consensus, NodeId, NodeRecord};
+
+use crate::config::Config;
+
+/// How often the peers are asked.
+const ASK_EACH: Duration = Duration::from_millis(500);
+
+/// How long one peer may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Brings an empty node into a cluster; returns at once for a node that has a log.
+pub(crate) async fn join_or_found(consensus: &Consensus, config: &Config) {
+    let mut said = String::new();
+    while consensus.is_empty() {
+        let waiting = match attempt(consensus, config).await {
+            Ok(()) => return,
+            Err(waiting) => waiting,
+        };
+        if waiting != said {
+            tracing::info!("{waiting}");
+            said = waiting;
+        }
+        tokio::time::sleep(ASK_EACH).await;
+    }
+}
+
+/// One round. `Err` says what is being waited for.
+async fn attempt(consensus: &Consensus, config: &Config) -> Result<(), String> {
+    let own = consensus.identity();
+    let asked = config.peers.iter().map(|peer| async move { (peer, consensus.identity_of(peer, ASK_LIMIT).await) });
+    let mut known = BTreeMap::from([(own.id, own.clone())]);
+    let mut silent = Vec::new();
+    for (peer, answer) in futures::future::join_all(asked).await {
+        match answer {
+            Ok(identity) => {
+                if let Some(cluster_id) = identity.cluster_id.filter(|_| identity.id != own.id) {
+                    return join(consensus, peer, cluster_id).await;
+                }
+                known.insert(identity.id, identity);
+            }
+            Err(problem) => {
+                tracing::debug!(peer, error = %problem, "a peer does not answer");
+                silent.push(peer.as_str());
+            }
+        }
+    }
+    let known: Vec<Identity> = known.into_values().collect();
+    found_if_first(consensus, config, &known, &silent).await
+}
+
+async fn found_if_first(consensus: &Consensus, config: &Config, known: &[Identity], silent: &[&str]) -> Result<(), String> {
+    let initial = config.initial_cluster_size;
+    if !silent.is_empty() {
+        return Err(format!("waiting for {} of the {initial} initial nodes: {}", silent.len(), silent.join(", ")));
+    }
+    if known.len() < initial {
+        return Err(format!("waiting for {} more initial nodes: {} of {initial} answer; are they all among `peers`?", initial - known.len(), known.len()));
+    }
+    if known.len() > initial {
+        return Err(format!("{} nodes answer, but `initial_cluster_size` is {initial}: waiting for a cluster to join", known.len()));
+    }
+    if let Some(busy) = known.iter().find(|node| !node.empty) {
+        return Err(format!("waiting for {}, which is being taken into a cluster", busy.record.name));
+    }
+    let mut names: Vec<&str> = known.iter().map(|node| node.record.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("two nodes are called {}: give each its own `name`", twice[0]));
+    }
+    if names.first() != Some(&consensus.record().name.as_str()) {
+        return Err(format!("waiting for {} to found the cluster", names[0]));
+    }
+    let nodes: BTreeMap<NodeId, NodeRecord> = known.iter().map(|node| (node.id, node.record.clone())).collect();
+    tracing::info!(nodes = names.join(", "), "founding a cluster");
+    consensus.found(nodes).await.map_err(|problem| format!("the cluster could not be founded: {problem}"))
+}
+
+async fn join(consensus: &Consensus, peer: &str, cluster_id: uuid::Uuid) -> Result<(), String> {
+    let mut address = peer.to_owned();
+    // A follower names the leader; an election may take place in between.
+    for _ in 0..3 {
+        match consensus.ask_to_join(&address, cluster_id, ASK_LIMIT).await {
+            Ok(JoinReply::Member(members)) => {
+                tracing::info!(cluster_id = %cluster_id, members = members.len(), "joined the cluster");
+                return Ok(());
+            }
+            Ok(JoinReply::NotLeader(Some(leader))) => address = leader.peer_address,
+            Ok(JoinReply::NotLeader(None)) => return Err(format!("waiting for cluster {cluster_id} to have a leader")),
+            Ok(JoinReply::Refused(reason)) => return Err(format!("cluster {cluster_id} does not take this node in: {reason}")),
+            Err(problem) => return Err(format!("waiting for {address}: {problem}")),
+        }
+    }
+    Err(format!("waiting for cluster {cluster_id} to have a leader"))
+}
+
+/// Gives a cluster that was just founded its id. Whoever leads does it, so that a founder that dies in between leaves
+/// no nameless cluster behind.
+pub(crate) async fn name_cluster(consensus: &Consensus) {
+    loop {
+        match consensus.registry().cluster_id() {
+            Ok(Some(cluster_id)) => return tracing::info!(cluster_id = %cluster_id, "cluster known"),
+            Ok(None) if consensus.leader() == Some(consensus.node_id()) => {
+                if let Err(problem) = consensus.name_cluster().await {
+                    tracing::warn!(error = %problem, "the cluster has no id yet");
+                }
+            }
+            Ok(None) => {}
+            Err(problem) => return tracing::error!(error = %problem, "the cluster's id cannot be read"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

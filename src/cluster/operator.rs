@@ -1,0 +1,83 @@
+//! What operators and orchestrators ask on the client port: probes, metrics, the state of the cluster.
+
+use actix_web::{HttpResponse, web};
+use flotilla_raft::{Consensus, Member, NodeId};
+
+use super::metrics;
+use super::readiness::Readiness;
+use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
+
+/// The routes of the client port that are not OCI's.
+pub(crate) fn configure(routes: &mut web::ServiceConfig) {
+    routes
+        .route("/startupz", web::get().to(startupz))
+        .route("/healthz", web::get().to(healthz))
+        .route("/readyz", web::get().to(readyz))
+        .route("/metrics", web::get().to(metrics_page))
+        .route("/api/v1/cluster", web::get().to(cluster));
+}
+
+/// 200 once storage is open and the log replayed, which is before this server listens.
+async fn startupz() -> HttpResponse {
+    HttpResponse::Ok().body("started\n")
+}
+
+/// 200 while the process answers; never a question of leaders or quorum.
+async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().body("alive\n")
+}
+
+async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
+    if readiness.is_ready() {
+        return HttpResponse::Ok().body("ready\n");
+    }
+    let reason = if readiness.is_stopping() { "stopping\n" } else { "catching up\n" };
+    HttpResponse::ServiceUnavailable().body(reason)
+}
+
+async fn metrics_page(consensus: web::Data<Consensus>) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics::page(&consensus))
+}
+
+async fn cluster(consensus: web::Data<Consensus>) -> HttpResponse {
+    match consensus.registry().cluster_id() {
+        Ok(Some(cluster_id)) => HttpResponse::Ok().json(state(&consensus, cluster_id.to_string())),
+        Ok(None) => HttpResponse::ServiceUnavailable().json(serde_json::json!({"error": "this node belongs to no cluster yet"})),
+        Err(problem) => HttpResponse::InternalServerError().json(serde_json::json!({"error": problem.to_string()})),
+    }
+}
+
+fn state(consensus: &Consensus, cluster_id: String) -> ClusterStatus {
+    let raft = consensus.status();
+    // A leader that cannot be reached is known only until the election.
+    let leader = raft.leader.filter(|leader| consensus.reachable(*leader) && consensus.quorum_reachable());
+    let members = consensus.members();
+    let name = |id: NodeId| members.iter().find(|member| member.id == id).map_or_else(String::new, |member| member.record.name.clone());
+    let nodes = members.iter().map(|member| node(consensus, member, leader, raft.commit_index)).collect();
+    ClusterStatus::new(cluster_id, raft.term, raft.commit_index, leader.map(|id| Leader { id: shown(id), name: name(id) }), nodes)
+}
+
+fn node(consensus: &Consensus, member: &Member, leader: Option<NodeId>, commit_index: u64) -> NodeStatus {
+    let pong = consensus.pong_of(member.id);
+    let role = match member.voter {
+        true if leader == Some(member.id) => Role::Leader,
+        true => Role::Follower,
+        false => Role::Learner,
+    };
+    NodeStatus {
+        id: shown(member.id),
+        name: member.record.name.clone(),
+        url: member.record.url.clone(),
+        role,
+        reachable: pong.is_some(),
+        version: pong.as_ref().map(|pong| pong.version.clone()),
+        applied_index: pong.as_ref().map(|pong| pong.applied_index),
+        lag: pong.as_ref().map(|pong| commit_index.saturating_sub(pong.applied_index)),
+        blobs: pong.as_ref().map(|pong| Blobs { held: pong.blobs_held, missing: pong.blobs_missing }),
+    }
+}
+
+/// A node's id as people and JSON see it.
+pub(crate) fn shown(id: NodeId) -> String {
+    format!("{id:012x}")
+}

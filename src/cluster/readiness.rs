@@ -1,0 +1,65 @@
+//! Whether this node should be sent requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Shared by the probes, the client port and the order of start and stop. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Readiness {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    started: AtomicBool,
+    stopping: AtomicBool,
+    requests: AtomicUsize,
+}
+
+/// A request in flight, until it is dropped.
+pub(crate) struct InFlight(Readiness);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.shared.requests.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Readiness {
+    /// This node has caught up once since its start: what it answers from its own state is not older than what it
+    /// had answered before.
+    pub(crate) fn started(&self) {
+        self.shared.started.store(true, Ordering::Release);
+    }
+
+    /// This node is about to stop.
+    pub(crate) fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether it has caught up since its start.
+    pub(crate) fn is_started(&self) -> bool {
+        self.shared.started.load(Ordering::Acquire)
+    }
+
+    /// Whether it is about to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether it should be sent requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_started() && !self.is_stopping()
+    }
+
+    /// Counts a request until the guard is dropped.
+    pub(crate) fn request(&self) -> InFlight {
+        self.shared.requests.fetch_add(1, Ordering::AcqRel);
+        InFlight(self.clone())
+    }
+
+    /// Requests that are being answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.shared.requests.load(Ordering::Acquire)
+    }
+}

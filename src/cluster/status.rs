@@ -1,0 +1,327 @@
+//! The state of the cluster as one node sees it: the body of `GET /api/v1/cluster`, and its verdict.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// A node this many log entries behind the leader is no longer in step.
+pub(crate) const MAX_LAG_ENTRIES: u64 = 1_000;
+
+/// What `GET /api/v1/cluster` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClusterStatus {
+    /// The cluster's id, given when it was formed.
+    pub(crate) cluster_id: String,
+    /// The state of the cluster in one word.
+    pub(crate) verdict: Verdict,
+    /// How many more voters may fail and still leave a majority.
+    pub(crate) failures_tolerated: usize,
+    /// The Raft term of the node that answered.
+    pub(crate) term: u64,
+    /// The log index up to which that node knows entries to be committed.
+    pub(crate) commit_index: u64,
+    /// The leader, if that node knows one.
+    pub(crate) leader: Option<Leader>,
+    /// All members.
+    pub(crate) nodes: Vec<NodeStatus>,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leader {
+    /// Its node id.
+    pub(crate) id: String,
+    /// Its name.
+    pub(crate) name: String,
+}
+
+/// One member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    /// Its node id, random and bound to its data.
+    pub(crate) id: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// Where clients reach it.
+    pub(crate) url: String,
+    /// Its part in the agreement.
+    pub(crate) role: Role,
+    /// Whether it answers the node that was asked.
+    pub(crate) reachable: bool,
+    /// The version of Flotilla it runs; unknown while it cannot be reached.
+    pub(crate) version: Option<String>,
+    /// The log index it has applied; unknown while it cannot be reached.
+    pub(crate) applied_index: Option<u64>,
+    /// Log entries it has still to apply; unknown while it cannot be reached.
+    pub(crate) lag: Option<u64>,
+    /// Its blobs; unknown while it cannot be reached.
+    pub(crate) blobs: Option<Blobs>,
+}
+
+/// A node's part in the agreement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    /// A voter that orders all changes.
+    Leader,
+    /// A voter.
+    Follower,
+    /// Receives the log without a vote.
+    Learner,
+}
+
+/// What a node holds of the blobs that it should hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Blobs {
+    /// Blobs it has.
+    pub(crate) held: u64,
+    /// Blobs it should have and has not yet.
+    pub(crate) missing: u64,
+}
+
+/// The state of the cluster in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verdict {
+    /// All voters are there and in step, and no blob lacks a copy.
+    Healthy,
+    /// Everything is served, but with less reserve than intended.
+    Degraded,
+    /// No majority or no leader: nothing can be written.
+    NoQuorum,
+}
+
+impl ClusterStatus {
+    /// Puts a status together and judges it.
+    pub(crate) fn new(
+        cluster_id: String,
+        term: u64,
+        commit_index: u64,
+        leader: Option<Leader>,
+        nodes: Vec<NodeStatus>,
+    ) -> Self {
+        let (verdict, failures_tolerated) = judge(leader.is_some(), &nodes);
+        Self {
+            cluster_id,
+            verdict,
+            failures_tolerated,
+            term,
+            commit_index,
+            leader,
+            nodes,
+        }
+    }
+
+    /// The verdict as a sentence: what is wrong, and how many nodes may fail now.
+    pub(crate) fn sentence(&self) -> String {
+        let mut sentence = match (self.verdict, self.failures_tolerated) {
+            (Verdict::NoQuorum, _) => "No quorum: pulls go on, nothing can be written.".to_owned(),
+            (_, 0) => "No node may fail now.".to_owned(),
+            (_, 1) => "One node may fail now.".to_owned(),
+            (_, more) => format!("{more} nodes may fail now."),
+        };
+        if self.verdict == Verdict::Degraded {
+            sentence.insert_str(0, "Degraded: ");
+        }
+        for node in &self.nodes {
+            if let Some(complaint) = node.complaint() {
+                // Writing to a String cannot fail.
+                let _ = write!(sentence, " {} {complaint}.", node.name);
+            }
+        }
+        sentence
+    }
+}
+
+impl NodeStatus {
+    fn is_voter(&self) -> bool {
+        self.role != Role::Learner
+    }
+
+    /// What keeps this node from being as it should be.
+    fn complaint(&self) -> Option<String> {
+        if !self.reachable {
+            return Some("cannot be reached".to_owned());
+        }
+        if let Some(Blobs {
+            missing: missing @ 1..,
+            ..
+        }) = self.blobs
+        {
+            return Some(format!(
+                "lacks {missing} {}",
+                if missing == 1 { "blob" } else { "blobs" }
+            ));
+        }
+        self.lag
+            .filter(|lag| *lag > MAX_LAG_ENTRIES)
+            .map(|lag| format!("is {lag} log entries behind"))
+    }
+}
+
+/// The verdict, and how many more voters may fail and still leave a majority.
+fn judge(has_leader: bool, nodes: &[NodeStatus]) -> (Verdict, usize) {
+    let voters = nodes.iter().filter(|node| node.is_voter());
+    let majority = voters.clone().count() / 2 + 1;
+    let reachable = voters.filter(|node| node.reachable).count();
+    if !has_leader || reachable < majority {
+        return (Verdict::NoQuorum, 0);
+    }
+    // A learner that catches up, or is away, takes no reserve from anyone; blobs it lacks are copies we count on.
+    let in_order = nodes.iter().all(|node| match node.role {
+        Role::Learner => node.blobs.is_none_or(|blobs| blobs.missing == 0),
+        Role::Leader | Role::Follower => node.complaint().is_none(),
+    });
+    let verdict = if in_order {
+        Verdict::Healthy
+    } else {
+        Verdict::Degraded
+    };
+    (verdict, reachable - majority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, role: Role) -> NodeStatus {
+        NodeStatus {
+            id: format!("id-{name}"),
+            name: name.to_owned(),
+            url: format!("http://{name}:5000"),
+            role,
+            reachable: true,
+            version: Some("0.1.0".to_owned()),
+            applied_index: Some(7),
+            lag: Some(0),
+            blobs: Some(Blobs {
+                held: 3,
+                missing: 0,
+            }),
+        }
+    }
+
+    fn three(change: impl FnOnce(&mut Vec<NodeStatus>)) -> ClusterStatus {
+        let mut nodes = vec![
+            node("n1", Role::Leader),
+            node("n2", Role::Follower),
+            node("n3", Role::Follower),
+        ];
+        change(&mut nodes);
+        let leader = Leader {
+            id: "id-n1".to_owned(),
+            name: "n1".to_owned(),
+        };
+        ClusterStatus::new("c".to_owned(), 2, 7, Some(leader), nodes)
+    }
+
+    fn verdict(status: &ClusterStatus) -> (Verdict, usize) {
+        (status.verdict, status.failures_tolerated)
+    }
+
+    #[test]
+    fn three_voters_in_step_tolerate_one_failure() {
+        let status = three(|_| {});
+        assert_eq!(verdict(&status), (Verdict::Healthy, 1));
+        assert_eq!(status.sentence(), "One node may fail now.");
+    }
+
+    #[test]
+    fn one_voter_away_leaves_no_reserve() {
+        let status = three(|nodes| nodes[2].reachable = false);
+        assert_eq!(verdict(&status), (Verdict::Degraded, 0));
+        assert_eq!(
+            status.sentence(),
+            "Degraded: No node may fail now. n3 cannot be reached."
+        );
+    }
+
+    #[test]
+    fn two_voters_away_are_no_quorum() {
+        let status = three(|nodes| {
+            nodes[1..]
+                .iter_mut()
+                .for_each(|node| node.reachable = false)
+        });
+        assert_eq!(verdict(&status), (Verdict::NoQuorum, 0));
+    }
+
+    #[test]
+    fn a_majority_without_a_leader_is_no_quorum() {
+        let nodes = vec![node("n1", Role::Follower), node("n2", Role::Follower)];
+        let status = ClusterStatus::new("c".to_owned(), 2, 7, None, nodes);
+        assert_eq!(verdict(&status), (Verdict::NoQuorum, 0));
+    }
+
+    #[test]
+    fn a_cluster_of_one_is_healthy_and_tolerates_nothing() {
+        let leader = Leader {
+            id: "id-n1".to_owned(),
+            name: "n1".to_owned(),
+        };
+        let status = ClusterStatus::new(
+            "c".to_owned(),
+            1,
+            1,
+            Some(leader),
+            vec![node("n1", Role::Leader)],
+        );
+        assert_eq!(verdict(&status), (Verdict::Healthy, 0));
+    }
+
+    #[test]
+    fn a_missing_blob_or_a_long_lag_degrades() {
+        let missing = three(|nodes| {
+            nodes[1].blobs = Some(Blobs {
+                held: 2,
+                missing: 1,
+            })
+        });
+        assert_eq!(verdict(&missing), (Verdict::Degraded, 1));
+        assert_eq!(
+            missing.sentence(),
+            "Degraded: One node may fail now. n2 lacks 1 blob."
+        );
+        let behind = three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES + 1));
+        assert_eq!(verdict(&behind), (Verdict::Degraded, 1));
+        assert_eq!(
+            verdict(&three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES))),
+            (Verdict::Healthy, 1)
+        );
+    }
+
+    #[test]
+    fn a_learner_has_no_vote_and_its_absence_degrades_nothing() {
+        let mut nodes = three(|_| {}).nodes;
+        let mut learner = node("n4", Role::Learner);
+        learner.reachable = false;
+        learner.blobs = None;
+        nodes.push(learner);
+        let leader = Some(Leader {
+            id: "id-n1".to_owned(),
+            name: "n1".to_owned(),
+        });
+        assert_eq!(
+            verdict(&ClusterStatus::new("c".to_owned(), 1, 1, leader, nodes)),
+            (Verdict::Healthy, 1)
+        );
+    }
+
+    #[test]
+    fn json_has_the_documented_form() {
+        let json = serde_json::to_value(three(|nodes| nodes.truncate(1))).expect("plain data");
+        let expected = serde_json::json!({
+            "cluster_id": "c", "verdict": "healthy", "failures_tolerated": 0, "term": 2, "commit_index": 7,
+            "leader": {"id": "id-n1", "name": "n1"},
+            "nodes": [{
+                "id": "id-n1", "name": "n1", "url": "http://n1:5000", "role": "leader", "reachable": true,
+                "version": "0.1.0", "applied_index": 7, "lag": 0, "blobs": {"held": 3, "missing": 0}
+            }]
+        });
+        assert_eq!(json, expected);
+        assert_eq!(
+            serde_json::to_value(Verdict::NoQuorum).expect("plain data"),
+            "no_quorum"
+        );
+    }
+}

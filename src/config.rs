@@ -1,0 +1,342 @@
+//! The node's configuration: one typed [`Config`], fully checked before anything starts.
+//!
+//! A setting can be given in four places; the later one wins: its default, the TOML file, a
+//! `FLOTILLA_…` environment variable, a command line flag. Each setting is declared once, as a field
+//! below: the doc comment is what `--help` shows, and every source is parsed by the field's own
+//! parser, because values from the file and the environment are turned into flags first
+//! ([`sources`]). The `config` crate was not used for this: it forgets the line a value came from.
+
+mod sources;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args as _, FromArgMatches as _};
+use serde::Serialize;
+
+pub(crate) use sources::{Flags, Origin, Refused};
+
+/// More voters than this only make every write slower.
+const MAX_VOTERS: u64 = 7;
+
+/// The settings of one node, checked.
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize)]
+pub(crate) struct Config {
+    /// This node's name, as operators see it; letters, digits, '-', '_' and '.'; default: the host's
+    /// name
+    #[arg(long, value_name = "NAME", value_parser = values::node_name)]
+    pub(crate) name: String,
+
+    /// Address and port on which clients are served
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:5000")]
+    pub(crate) listen: SocketAddr,
+
+    /// Address and port on which the other nodes are served
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7000")]
+    pub(crate) peer_listen: SocketAddr,
+
+    /// URL under which clients reach this node; default: http:// and `listen`, or 127.0.0.1 if that
+    /// is every address
+    #[arg(long, value_name = "URL", value_parser = values::base_url)]
+    pub(crate) advertise_url: String,
+
+    /// Host and port under which the other nodes reach this one; default: `peer_listen`, or
+    /// 127.0.0.1 if that is every address and all peers are on this machine
+    #[arg(long, value_name = "HOST:PORT", value_parser = values::host_and_port)]
+    pub(crate) peer_advertise: String,
+
+    /// Folder of everything this node stores; made if it is missing
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Host and port of each node with which to form or join the cluster, this one included,
+    /// separated by commas; default: none, a cluster of one
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', value_parser = values::host_and_port)]
+    pub(crate) peers: Vec<String>,
+
+    /// How many nodes form a new cluster, 1 to 7; without effect once it exists; default: the
+    /// number of peers
+    #[arg(long, value_name = "NODES", value_parser = voters())]
+    pub(crate) initial_cluster_size: usize,
+
+    /// Copies of each blob, 1 to 7; never more than there are nodes
+    #[arg(long, value_name = "COPIES", default_value = "3", value_parser = voters())]
+    pub(crate) replicas: usize,
+
+    /// Copies that must be durable before an upload is acknowledged; default: a majority of
+    /// `replicas` or of `initial_cluster_size`, whichever is smaller
+    #[arg(long, value_name = "COPIES", value_parser = voters())]
+    pub(crate) min_copies: usize,
+
+    /// Largest manifest accepted, 64MiB at most (it is held in memory)
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = values::size)]
+    #[serde(serialize_with = "values::write_size")]
+    pub(crate) max_manifest_size: ByteSize,
+
+    /// Largest blob accepted
+    #[arg(long, value_name = "SIZE", default_value = "64GiB", value_parser = values::size)]
+    #[serde(serialize_with = "values::write_size")]
+    pub(crate) max_blob_size: ByteSize,
+
+    /// Upload sessions open on this node at a time
+    #[arg(long, value_name = "UPLOADS", default_value = "10000", value_parser = at_least_one())]
+    pub(crate) max_uploads: usize,
+
+    /// How long an upload session may lie idle before it is dropped
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) upload_ttl: Duration,
+
+    /// How long a request's body may pause before the connection is closed
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) body_timeout: Duration,
+
+    /// How long running requests may take to finish once the node is told to stop
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) shutdown_timeout: Duration,
+
+    /// What to log: error, warn, info, debug or trace, or a filter such as info,flotilla_raft=debug
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
+    pub(crate) log_level: String,
+
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// How the nodes agree.
+    #[command(flatten)]
+    pub(crate) raft: RaftConfig,
+}
+
+/// How the nodes agree; all nodes of a cluster should have the same values.
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize)]
+pub(crate) struct RaftConfig {
+    /// Log entries after which a snapshot is taken
+    #[arg(
+        id = "raft.snapshot_every",
+        long = "raft-snapshot-every",
+        value_name = "ENTRIES"
+    )]
+    #[arg(default_value = "20000", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) snapshot_every: u64,
+
+    /// Log entries kept behind a snapshot, for nodes that were away for a short time
+    #[arg(
+        id = "raft.keep",
+        long = "raft-keep",
+        value_name = "ENTRIES",
+        default_value = "5000"
+    )]
+    pub(crate) keep: u64,
+
+    /// Time between two heartbeats of the leader
+    #[arg(
+        id = "raft.heartbeat",
+        long = "raft-heartbeat",
+        value_name = "DURATION"
+    )]
+    #[arg(default_value = "100ms", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) heartbeat: Duration,
+
+    /// Shortest time without a leader before a node stands for election
+    #[arg(
+        id = "raft.election_min",
+        long = "raft-election-min",
+        value_name = "DURATION"
+    )]
+    #[arg(default_value = "500ms", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) election_min: Duration,
+
+    /// Longest time without a leader before a node stands for election
+    #[arg(
+        id = "raft.election_max",
+        long = "raft-election-max",
+        value_name = "DURATION"
+    )]
+    #[arg(default_value = "900ms", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) election_max: Duration,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn voters() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MAX_VOTERS)
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1_000_000)
+}
+
+/// A configuration and where each of its values came from.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// The settings in effect.
+    pub(crate) config: Config,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Loaded {
+    /// Merges defaults, file, environment and flags, and checks the result.
+    pub(crate) fn load(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Refused> {
+        let mut given = sources::merge(flags, environment)?;
+        let explicit = sources::parse(&given);
+        for (key, value) in computed_defaults(&explicit, &given)? {
+            given.insert(key.to_owned(), value, Origin::Default);
+        }
+        let config = Config::from_arg_matches(&sources::parse(&given))
+            .expect("each value was checked when it was read");
+        let loaded = Self {
+            config,
+            origins: given.origins(),
+        };
+        match loaded.config.contradiction() {
+            Some((key, reason)) => Err(Refused::new(key, loaded.origin(key), reason)),
+            None => Ok(loaded),
+        }
+    }
+
+    /// Where the value of `key` (`raft.heartbeat`) came from.
+    pub(crate) fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+}
+
+/// The defaults that follow from other settings, for each setting that nobody gave.
+fn computed_defaults(
+    explicit: &clap::ArgMatches,
+    given: &sources::Given,
+) -> Result<Vec<(&'static str, String)>, Refused> {
+    let address = |key| *explicit.get_one::<SocketAddr>(key).expect("has a default");
+    let count = |key| explicit.get_one::<usize>(key).copied();
+    let peers: Vec<&String> = explicit
+        .get_many("peers")
+        .map(Iterator::collect)
+        .unwrap_or_default();
+
+    let size = count("initial_cluster_size").unwrap_or(peers.len().max(1));
+    if size as u64 > MAX_VOTERS {
+        let reason = format!(
+            "{size} peers are more than the {MAX_VOTERS} that may form a cluster: list fewer, the others can join later"
+        );
+        return Err(Refused::new("peers", given.origin("peers"), reason));
+    }
+    let copies = count("replicas").expect("has a default").min(size);
+    let mut defaults = vec![
+        (
+            "advertise_url",
+            format!("http://{}", values::reachable(address("listen"))),
+        ),
+        ("initial_cluster_size", size.to_string()),
+        ("min_copies", (copies / 2 + 1).to_string()),
+    ];
+    if !given.has("name") {
+        defaults.push(("name", host_name()?));
+    }
+    if !given.has("peer_advertise") {
+        let address = address("peer_listen");
+        // Telling other machines to find this one at 127.0.0.1 would show as a cluster that never forms.
+        if address.ip().is_unspecified() && !peers.iter().all(|peer| values::is_loopback(peer)) {
+            let reason = "must be set, because peer_listen is every address and the peers are on other machines: \
+                          give the host and port under which they reach this node";
+            return Err(Refused::new("peer_advertise", Origin::Default, reason));
+        }
+        defaults.push(("peer_advertise", values::reachable(address).to_string()));
+    }
+    defaults.retain(|(key, _)| !given.has(key));
+    Ok(defaults)
+}
+
+fn host_name() -> Result<String, Refused> {
+    let uname = rustix::system::uname();
+    values::node_name(&uname.nodename().to_string_lossy()).map_err(|reason| {
+        Refused::new(
+            "name",
+            Origin::Default,
+            format!("the host's name cannot be used, set one: {reason}"),
+        )
+    })
+}
+
+impl Config {
+    /// Each value is good by itself when this runs; here are the pairs that do not go together.
+    fn contradiction(&self) -> Option<(&'static str, String)> {
+        let raft = &self.raft;
+        if self.min_copies > self.replicas {
+            return Some((
+                "min_copies",
+                format!(
+                    "{} is more than replicas ({})",
+                    self.min_copies, self.replicas
+                ),
+            ));
+        }
+        if self.max_manifest_size > ByteSize::mib(64) {
+            return Some(("max_manifest_size", "is more than 64MiB".to_owned()));
+        }
+        if self.initial_cluster_size > self.peers.len() + 1 {
+            let reason = format!(
+                "{} nodes cannot be found with {} peers: list all of them",
+                self.initial_cluster_size,
+                self.peers.len()
+            );
+            return Some(("initial_cluster_size", reason));
+        }
+        if let Some(twice) = self
+            .peers
+            .iter()
+            .enumerate()
+            .find_map(|(i, peer)| self.peers[..i].iter().find(|p| *p == peer))
+        {
+            return Some(("peers", format!("{twice} is listed twice")));
+        }
+        if self.listen == self.peer_listen && self.listen.port() != 0 {
+            return Some((
+                "peer_listen",
+                format!("{} is the address of listen too", self.listen),
+            ));
+        }
+        if raft.election_min < raft.heartbeat * 3 {
+            let reason =
+                "must be at least three heartbeats, or one that is late starts an election";
+            return Some(("raft.election_min", reason.to_owned()));
+        }
+        if raft.election_max <= raft.election_min {
+            let reason = "must be more than raft.election_min, or nodes stand at the same time";
+            return Some(("raft.election_max", reason.to_owned()));
+        }
+        None
+    }
+
+    /// The keys of all settings, in their order: `name`, …, `raft.election_max`.
+    pub(crate) fn keys() -> Vec<String> {
+        let command = Config::augment_args(clap::Command::new("keys"));
+        command
+            .get_arguments()
+            .map(|argument| argument.get_id().to_string())
+            .collect()
+    }
+}

@@ -1,0 +1,163 @@
+//! One node: builds storage → raft → services → HTTP, and stops them in the opposite order.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::{App, HttpServer, dev::ServerHandle, web};
+use anyhow::Context as _;
+use flotilla_raft::{Consensus, NodeId, NodeRecord, Options};
+use flotilla_storage::{BlobStore, StorageError, durable_file, format, sync};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cluster::operator::shown;
+use crate::cluster::readiness::Readiness;
+use crate::cluster::{founding, peer};
+use crate::config::Config;
+use crate::oci::Oci;
+use crate::replication::Replication;
+use crate::{http, identity, replication};
+
+/// How long an idle connection is kept: longer than clients keep theirs, so that they close first.
+const KEEP_ALIVE: Duration = Duration::from_secs(90);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// How long a node that cannot reach a majority after its start waits before it serves what it has.
+const SERVE_ALONE_AFTER: Duration = Duration::from_secs(10);
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// What cannot be opened or bound, or why the node had to stop by itself.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let clients = bind(config.listen, "listen")?;
+    let peers = bind(config.peer_listen, "peer_listen")?;
+    let (lock, node_id, blobs) = {
+        let dir = config.data_dir.clone();
+        tokio::task::spawn_blocking(move || open(&dir)).await??
+    };
+    tracing::info!(node_id = shown(node_id), name = config.name, version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "starting");
+    tracing::warn!("there are no identities yet: whoever reaches this node may pull, push and delete");
+    let consensus = Consensus::start(options(&config, node_id)).await?;
+    let replication = Replication::new(consensus.clone(), blobs, config.clone())?;
+    let readiness = Readiness::default();
+
+    let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication)?;
+    tokio::spawn(peer_server);
+    let (client_server, client_handle) = serve_clients(clients, &consensus, &replication, &readiness, &config)?;
+    tokio::spawn(client_server);
+    let background = tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone()));
+
+    let ended = wait(&consensus).await;
+    readiness.stop();
+    background.abort();
+    stop(&consensus, &readiness, &client_handle, &peer_handle, config.shutdown_timeout).await;
+    drop(lock);
+    ended
+}
+
+fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
+    durable_file::create_dir_durably(dir)?;
+    let lock = durable_file::lock_folder(dir)?;
+    format::check_data_dir(dir)?;
+    sync::self_test(dir)?;
+    Ok((lock, identity::load_or_make(dir)?, BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?))
+}
+
+fn options(config: &Config, node_id: NodeId) -> Options {
+    Options {
+        data_dir: config.data_dir.clone(),
+        node_id,
+        record: NodeRecord { name: config.name.clone(), peer_address: config.peer_advertise.clone(), url: config.advertise_url.clone() },
+        snapshot_every: config.raft.snapshot_every,
+        keep: config.raft.keep,
+        heartbeat: config.raft.heartbeat,
+        election_min: config.raft.election_min,
+        election_max: config.raft.election_max,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} (option `{option}`)"))
+}
+
+type Server = actix_web::dev::Server;
+
+fn serve_peers(listener: TcpListener, consensus: &Consensus, replication: &Replication) -> anyhow::Result<(Server, ServerHandle)> {
+    let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
+    let app = move || App::new().app_data(consensus.clone()).app_data(replication.clone()).configure(peer::configure).configure(replication::configure_peer);
+    let server = HttpServer::new(app).workers(workers()).keep_alive(KEEP_ALIVE).tcp_nodelay(true).disable_signals().listen(listener)?.run();
+    let handle = server.handle();
+    Ok((server, handle))
+}
+
+fn serve_clients(listener: TcpListener, consensus: &Consensus, replication: &Replication, readiness: &Readiness, config: &Arc<Config>) -> anyhow::Result<(Server, ServerHandle)> {
+    let oci = web::Data::new(Oci { consensus: consensus.clone(), replication: replication.clone(), config: config.clone() });
+    let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
+    let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone()))
+        .workers(workers())
+        .backlog(BACKLOG)
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(config.body_timeout)
+        .tcp_nodelay(true)
+        .disable_signals()
+        .listen(listener)?
+        .run();
+    let handle = server.handle();
+    Ok((server, handle))
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2))
+}
+
+/// What happens once the ports are open: find the cluster, catch up, become ready.
+async fn start(consensus: Consensus, replication: Replication, readiness: Readiness, config: Arc<Config>) {
+    founding::join_or_found(&consensus, &config).await;
+    founding::name_cluster(&consensus).await;
+    replication.start();
+    let began = Instant::now();
+    while consensus.read_barrier().await.is_err() {
+        if began.elapsed() > SERVE_ALONE_AFTER {
+            tracing::warn!("no majority of the nodes answers: serving what this node has");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    readiness.started();
+    tracing::info!(log_index = consensus.applied_index(), "ready");
+}
+
+/// Waits for a signal, or for the node to stop by itself.
+async fn wait(consensus: &Consensus) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        reason = consensus.stopped() => Err(anyhow::anyhow!("the node cannot go on: {reason}")),
+    }
+}
+
+/// Leadership first, so that the others go on; then the requests in flight; then the ports; then storage.
+async fn stop(consensus: &Consensus, readiness: &Readiness, clients: &ServerHandle, peers: &ServerHandle, limit: Duration) {
+    tracing::info!("stopping");
+    consensus.hand_over().await;
+    clients.pause().await;
+    let began = Instant::now();
+    while readiness.in_flight() > 0 && began.elapsed() < limit {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if readiness.in_flight() > 0 {
+        tracing::warn!(requests = readiness.in_flight(), "requests are cut off: the time to finish them is over");
+    }
+    clients.stop(false).await;
+    consensus.shutdown().await;
+    peers.stop(false).await;
+    tracing::info!("stopped");
+}
