@@ -2,6 +2,7 @@
 
 mod any_node;
 mod architecture;
+mod clients;
 mod cluster;
 mod errors;
 mod fixture;
