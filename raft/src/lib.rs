@@ -26,6 +26,8 @@ mod state_store;
 mod store_tests;
 mod types;
 pub mod wire;
+#[cfg(test)]
+mod wire_tests;
 
 pub use command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, ReadError, RaftStatus};

@@ -132,7 +132,7 @@ impl LogStore {
         .await?;
         // What was in memory when the disk was read may have been pushed out since: it is on the disk by then, and a
         // reader that is cut short here comes back for it, unless it asked for all.
-        let reached = entries.last().map_or(start, |entry| entry.log_id.index + 1);
+        let reached = entries.last().map_or(end_on_disk, |entry| entry.log_id.index + 1);
         if reached == end_on_disk && reached < end && entries.len() < max {
             let rest = self.recent.lock().read(reached, end, max_bytes, max - entries.len());
             if rest.first().is_some_and(|entry| entry.log_id.index == reached) {

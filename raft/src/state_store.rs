@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use flotilla_storage::{Digest, MetadataStore, StorageError};
+use flotilla_storage::{Digest, Install, MetadataStore, StorageError, View};
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -30,6 +30,9 @@ const CHUNK: usize = 256;
 
 /// State is synced beside the writer when this much of it is not on the disk, in bytes.
 const FLUSH_EACH: u64 = 8 << 20;
+
+/// Bytes of rows that are copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 
 /// Chunks that wait for the apply thread; openraft sends one at a time.
 const JOBS: usize = 4;
@@ -246,6 +249,18 @@ impl Reader for Stored<'_> {
     }
 }
 
+/// The rows of a view in a new generation.
+async fn copied(store: MetadataStore, mut view: View) -> Result<Install, io::Error> {
+    let work = move || {
+        let mut install = store.begin_install()?;
+        while let Some(rows) = view.next_chunk(COPY_BYTES)? {
+            install.put(&rows)?;
+        }
+        Ok::<_, StorageError>(install)
+    };
+    Ok(tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??)
+}
+
 impl RaftStateMachine<TypeConfig> for StateStore {
     type SnapshotData = Copy;
     type SnapshotBuilder = Builder;
@@ -276,13 +291,16 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Copy) -> Result<(), io::Error> {
-        let Copy::Received(install) = snapshot else {
-            // openraft gives back our own snapshot at start when the state is behind it; ours never is.
-            return if *meta == self.meta() { Ok(()) } else { Err(io::Error::other("a snapshot of this node's own state is not what it has applied")) };
-        };
         let store = self.store.clone();
+        let work = match snapshot {
+            // openraft gives back what this node has when it starts.
+            _ if *meta == self.meta() => return Ok(()),
+            Copy::Received(install) => install,
+            Copy::View(view) => copied(store.clone(), view).await?,
+            Copy::State => return Err(io::Error::other("a snapshot without rows, of another state than this node's")),
+        };
         let applied = tokio::task::spawn_blocking(move || {
-            install.finish()?;
+            work.finish()?;
             load(&store)
         })
         .await

@@ -36,7 +36,7 @@ async fn openrafts_storage_suite_passes() {
 }
 
 fn log_id(index: u64) -> LogId {
-    LogId::new(openraft::vote::leader_id_adv::CommittedLeaderId::new(1, 1), index)
+    LogId::new(openraft::vote::RaftLeaderId::new(1, 1), index)
 }
 
 fn link(index: u64) -> Entry {

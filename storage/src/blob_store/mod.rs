@@ -1,0 +1,175 @@
+//! Content-addressed files: `blobs/<algorithm>/ab/abcd…`, each written in `staging/` first.
+//!
+//! A blob that can be seen here is durable, and its content had its digest when it was sealed.
+
+mod layout;
+mod staging;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::digest::Digest;
+use crate::durable_file;
+use crate::error::StorageError;
+use layout::Layout;
+pub use staging::{SealError, Staging};
+
+/// The blobs of one node. Clones share the store; all methods may be called from many threads.
+#[derive(Clone, Debug)]
+pub struct BlobStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
+    /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
+    unsynced: Mutex<HashMap<Digest, usize>>,
+}
+
+impl BlobStore {
+    /// Opens the store in a data folder: makes its folders, and removes what a crash left in `staging/`.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open(dir: &Path) -> Result<Self, StorageError> {
+        let layout = Layout::prepare(dir)?;
+        Ok(BlobStore {
+            inner: Arc::new(Inner {
+                layout,
+                unsynced: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Begins a new blob whose digest may not be known yet.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn stage(&self) -> Result<Staging, StorageError> {
+        Staging::create(self.clone())
+    }
+
+    /// Opens a blob for reading and says its size in bytes; `None` if this node does not hold it.
+    ///
+    /// A blob removed afterwards can be read to its end through the open file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<(File, u64)>, StorageError> {
+        if self.is_unsynced(digest) {
+            return Ok(None);
+        }
+        let path = self.path(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StorageError::io(&path, error)),
+        };
+        let size_bytes = file
+            .metadata()
+            .map_err(|error| StorageError::io(&path, error))?
+            .len();
+        Ok(Some((file, size_bytes)))
+    }
+
+    /// The size of a blob in bytes; `None` if this node does not hold it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn size(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
+        if self.is_unsynced(digest) {
+            return Ok(None);
+        }
+        self.size_on_disk(digest)
+    }
+
+    /// Removes a blob; false if there was none. The caller has made sure that nobody was promised it.
+    ///
+    /// The removal is not synced: after a power cut the blob may be back, and is then found again by the sweep.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove(&self, digest: &Digest) -> Result<bool, StorageError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StorageError::io(&path, error)),
+        }
+    }
+
+    /// All blobs with their sizes in bytes, in no order. For large stores prefer [`BlobStore::for_each`].
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn list(&self) -> Result<Vec<(Digest, u64)>, StorageError> {
+        let mut blobs = Vec::new();
+        self.for_each(&mut |digest, size_bytes| blobs.push((digest, size_bytes)))?;
+        Ok(blobs)
+    }
+
+    /// Calls `visit` with each blob and its size in bytes, in no order. Blobs that come or go meanwhile may be missed.
+    ///
+    /// # Errors
+    /// `Io`; what was visited so far stays visited.
+    pub fn for_each(&self, visit: &mut dyn FnMut(Digest, u64)) -> Result<(), StorageError> {
+        self.inner.layout.walk(&mut |digest, size_bytes| {
+            if !self.is_unsynced(&digest) {
+                visit(digest, size_bytes);
+            }
+        })
+    }
+
+    /// Where a blob lies or would lie.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.inner.layout.blob(digest)
+    }
+
+    fn is_unsynced(&self, digest: &Digest) -> bool {
+        self.inner.unsynced.lock().contains_key(digest)
+    }
+
+    fn size_on_disk(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
+        let path = self.path(digest);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StorageError::io(&path, error)),
+        }
+    }
+
+    /// Gives a synced file its blob's name, durably. False: the blob is there already, and durable, and stays.
+    fn publish(&self, staged: &Path, digest: &Digest) -> Result<bool, StorageError> {
+        let target = self.path(digest);
+        {
+            let mut unsynced = self.inner.unsynced.lock();
+            let others = unsynced.get(digest).copied().unwrap_or(0);
+            if others == 0 && self.size_on_disk(digest)?.is_some() {
+                return Ok(false);
+            }
+            unsynced.insert(*digest, others + 1);
+        }
+        let renamed = fs::rename(staged, &target).map_err(|error| StorageError::io(&target, error));
+        if renamed.is_ok() {
+            // After a power cut the rename itself may be lost, and we would have acknowledged a blob that no node can
+            // find. If this sync fails, the digest stays on the list: whether the name is durable is unknown for good.
+            durable_file::sync_folder(&self.inner.layout.folder(digest))?;
+        }
+        let mut unsynced = self.inner.unsynced.lock();
+        match unsynced.get_mut(digest) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(unsynced.remove(digest)),
+        }
+        renamed.map(|()| true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! A blob on its way in: a file that is hashed while it is written, and becomes visible only when its digest matches.
+
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::BlobStore;
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::error::StorageError;
+use crate::sync;
+
+/// Bytes after which write-back is started in the background, so that the sync at the end has little left to do.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+const READ_BYTES: usize = 256 << 10;
+
+/// Why a staged file did not become a blob. Either way the staged file is gone.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SealError {
+    /// The content has another digest than was claimed.
+    #[error("the content has the digest {actual}")]
+    DigestMismatch {
+        /// Of the same algorithm as the claimed one.
+        actual: Digest,
+    },
+    /// The disk failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// A blob being written. Dropping it without [`Staging::seal`] removes its file.
+#[derive(Debug)]
+pub struct Staging {
+    store: BlobStore,
+    file: File,
+    path: PathBuf,
+    length: u64,
+    /// Running sha256; `None` after a truncation, when only reading again can tell.
+    sha256: Option<Hasher>,
+    writeback_from: u64,
+    dirty: bool,
+}
+
+impl Staging {
+    pub(super) fn create(store: BlobStore) -> Result<Self, StorageError> {
+        loop {
+            let path = store
+                .inner
+                .layout
+                .staging()
+                .join(format!("{:016x}", RandomState::new().hash_one(())));
+            match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+            {
+                Ok(file) => {
+                    let sha256 = Some(Hasher::new(Algorithm::Sha256));
+                    return Ok(Staging {
+                        store,
+                        file,
+                        path,
+                        length: 0,
+                        sha256,
+                        writeback_from: 0,
+                        dirty: true,
+                    });
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StorageError::io(&path, error)),
+            }
+        }
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// `Io`; the length is then unchanged, and the same bytes may be written again.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        self.dirty = true;
+        self.file
+            .write_all_at(bytes, self.length)
+            .map_err(|error| StorageError::io(&self.path, error))?;
+        self.length += bytes.len() as u64;
+        if let Some(hasher) = &mut self.sha256 {
+            hasher.update(bytes);
+        }
+        if self.length - self.writeback_from >= WRITEBACK_BYTES {
+            self.start_writeback();
+        }
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Where the bytes lie until they are sealed.
+    pub fn file_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts writing to the device what was not started yet, without waiting. Happens by itself every 8 MiB.
+    pub fn start_writeback(&mut self) {
+        if self.length > self.writeback_from {
+            sync::start_writeback(
+                &self.file,
+                self.writeback_from,
+                self.length - self.writeback_from,
+            );
+            self.writeback_from = self.length;
+        }
+    }
+
+    /// Makes what was written so far durable (`fdatasync`), e.g. while the rest is still coming in.
+    ///
+    /// # Errors
+    /// `Io`. Do not go on with this staging then: a second sync may succeed although bytes were lost.
+    pub fn sync(&mut self) -> Result<(), StorageError> {
+        if self.dirty {
+            self.file
+                .sync_data()
+                .map_err(|error| StorageError::io(&self.path, error))?;
+            self.dirty = false;
+            self.writeback_from = self.length;
+        }
+        Ok(())
+    }
+
+    /// Reads bytes already written, at an offset, into `buffer`; returns how many, 0 at the end.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StorageError> {
+        // What a failed write left past the length is not content.
+        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let end = buffer.len().min(left);
+        self.file
+            .read_at(&mut buffer[..end], offset)
+            .map_err(|error| StorageError::io(&self.path, error))
+    }
+
+    /// Drops everything from `length` on; a length past the end changes nothing.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn truncate(&mut self, length: u64) -> Result<(), StorageError> {
+        if length >= self.length {
+            return Ok(());
+        }
+        self.file
+            .set_len(length)
+            .map_err(|error| StorageError::io(&self.path, error))?;
+        self.length = length;
+        self.writeback_from = self.writeback_from.min(length);
+        self.sha256 = (length == 0).then(|| Hasher::new(Algorithm::Sha256));
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// The digest of what was written so far. Sha256 is at hand unless [`Staging::truncate`] cut something off;
+    /// otherwise the file is read again.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn digest(&self, algorithm: Algorithm) -> Result<Digest, StorageError> {
+        match (&self.sha256, algorithm) {
+            (Some(hasher), Algorithm::Sha256) => Ok(hasher.clone().finish()),
+            _ => self.hash_file(algorithm),
+        }
+    }
+
+    /// Makes the content durable and visible under its digest, and returns its size in bytes.
+    ///
+    /// If the store holds the blob already, that file stays and this one goes.
+    ///
+    /// # Errors
+    /// `DigestMismatch` if the content is another; nothing becomes visible then. `Storage` if the disk failed.
+    pub fn seal(mut self, digest: &Digest) -> Result<u64, SealError> {
+        let actual = self.digest(digest.algorithm())?;
+        if actual != *digest {
+            return Err(SealError::DigestMismatch { actual });
+        }
+        // Cut off what a failed write may have left, which is not part of what was hashed.
+        let on_disk = self
+            .file
+            .metadata()
+            .map_err(|error| StorageError::io(&self.path, error))?
+            .len();
+        if on_disk != self.length {
+            self.file
+                .set_len(self.length)
+                .map_err(|error| StorageError::io(&self.path, error))?;
+            self.dirty = true;
+        }
+        self.sync()?;
+        self.store.publish(&self.path, digest)?;
+        Ok(self.length)
+    }
+
+    fn hash_file(&self, algorithm: Algorithm) -> Result<Digest, StorageError> {
+        let mut hasher = Hasher::new(algorithm);
+        let mut buffer = vec![0; READ_BYTES];
+        let mut offset = 0;
+        while offset < self.length {
+            let count = self.read_at(offset, &mut buffer)?;
+            if count == 0 {
+                return Err(StorageError::corrupt(format!(
+                    "{} became shorter",
+                    self.path.display()
+                )));
+            }
+            hasher.update(&buffer[..count]);
+            offset += count as u64;
+        }
+        Ok(hasher.finish())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After a seal the file has moved, unless the blob was there already.
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "a staging file stays behind")
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+use std::io::Read;
+
+use super::*;
+use crate::digest::Algorithm;
+
+fn store() -> (tempfile::TempDir, BlobStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn put(store: &BlobStore, algorithm: Algorithm, content: &[u8]) -> Digest {
+    let digest = Digest::of(algorithm, content);
+    let mut staging = store.stage().unwrap();
+    for piece in content.chunks(1000) {
+        staging.write(piece).unwrap();
+    }
+    assert_eq!(staging.seal(&digest).unwrap(), content.len() as u64);
+    digest
+}
+
+fn content(store: &BlobStore, digest: &Digest) -> Option<Vec<u8>> {
+    let (mut file, size_bytes) = store.open_blob(digest).unwrap()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, size_bytes);
+    Some(bytes)
+}
+
+fn staged_files(dir: &Path) -> usize {
+    fs::read_dir(dir.join("staging")).unwrap().count()
+}
+
+#[test]
+fn blobs_of_both_algorithms_and_an_empty_one_come_back() {
+    let (dir, store) = store();
+    let long: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    let mut expected = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for body in [&b""[..], b"x", &long] {
+            let digest = put(&store, algorithm, body);
+            assert_eq!(content(&store, &digest).as_deref(), Some(body));
+            assert_eq!(store.size(&digest).unwrap(), Some(body.len() as u64));
+            expected.push((digest, body.len() as u64));
+        }
+    }
+    drop(store);
+    let store = BlobStore::open(dir.path()).unwrap();
+    let mut listed = store.list().unwrap();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+    assert_eq!(staged_files(dir.path()), 0);
+}
+
+#[test]
+fn a_mismatch_leaves_nothing() {
+    let (dir, store) = store();
+    for algorithm in Algorithm::ALL {
+        let claimed = Digest::of(algorithm, b"claimed");
+        let mut staging = store.stage().unwrap();
+        staging.write(b"something else").unwrap();
+        let error = staging.seal(&claimed).unwrap_err();
+        let actual = Digest::of(algorithm, b"something else");
+        assert!(matches!(error, SealError::DigestMismatch { actual: found } if found == actual));
+        assert_eq!(store.size(&claimed).unwrap(), None);
+        assert_eq!(store.size(&actual).unwrap(), None);
+    }
+    assert_eq!(store.list().unwrap(), vec![]);
+    assert_eq!(staged_files(dir.path()), 0);
+}
+
+#[test]
+fn a_dropped_staging_and_a_crash_leave_nothing() {
+    let (dir, store) = store();
+    let mut staging = store.stage().unwrap();
+    staging.write(b"half").unwrap();
+    assert_eq!(staged_files(dir.path()), 1);
+    drop(staging);
+    assert_eq!(staged_files(dir.path()), 0);
+    fs::write(dir.path().join("staging/left-by-a-crash"), b"x").unwrap();
+    drop(BlobStore::open(dir.path()).unwrap());
+    assert_eq!(staged_files(dir.path()), 0);
+}
+
+#[test]
+fn sealing_what_is_there_keeps_the_first_file() {
+    use std::os::unix::fs::MetadataExt;
+    let (dir, store) = store();
+    let digest = put(&store, Algorithm::Sha256, b"same");
+    let inode = fs::metadata(store.path(&digest)).unwrap().ino();
+    put(&store, Algorithm::Sha256, b"same");
+    assert_eq!(fs::metadata(store.path(&digest)).unwrap().ino(), inode);
+    assert_eq!(staged_files(dir.path()), 0);
+}
+
+#[test]
+fn many_threads_seal_the_same_blob() {
+    let (dir, store) = store();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for round in 0..10u8 {
+                    let digest = put(&store, Algorithm::Sha256, &[round; 5000]);
+                    assert!(store.open_blob(&digest).is_ok());
+                }
+            });
+        }
+    });
+    assert_eq!(store.list().unwrap().len(), 10);
+    assert!(store.inner.unsynced.lock().is_empty());
+    assert_eq!(staged_files(dir.path()), 0);
+}
+
+#[test]
+fn truncate_and_read_at_see_what_will_be_sealed() {
+    let (_dir, store) = store();
+    let mut staging = store.stage().unwrap();
+    staging.write(b"0123456789").unwrap();
+    staging.sync().unwrap();
+    staging.truncate(4).unwrap();
+    staging.truncate(100).unwrap();
+    staging.write(b"abc").unwrap();
+    assert_eq!(staging.len(), 7);
+    let mut buffer = [0; 10];
+    assert_eq!(staging.read_at(2, &mut buffer).unwrap(), 5);
+    assert_eq!(&buffer[..5], b"23abc");
+    assert_eq!(staging.read_at(7, &mut buffer).unwrap(), 0);
+    let digest = Digest::of(Algorithm::Sha256, b"0123abc");
+    assert_eq!(staging.digest(Algorithm::Sha256).unwrap(), digest);
+    staging.seal(&digest).unwrap();
+    assert_eq!(content(&store, &digest).unwrap(), b"0123abc");
+}
+
+#[test]
+fn write_back_starts_early_and_changes_nothing() {
+    let (_dir, store) = store();
+    let mut staging = store.stage().unwrap();
+    let piece = vec![7; 1 << 20];
+    for _ in 0..20 {
+        staging.write(&piece).unwrap();
+    }
+    assert_eq!(staging.len(), 20 << 20);
+    let digest = Digest::of(Algorithm::Sha256, &vec![7; 20 << 20]);
+    assert_eq!(staging.seal(&digest).unwrap(), 20 << 20);
+}
+
+#[test]
+fn a_removed_blob_is_gone_but_an_open_file_reads_on() {
+    let (_dir, store) = store();
+    let digest = put(&store, Algorithm::Sha256, b"short-lived");
+    let (mut file, _) = store.open_blob(&digest).unwrap().unwrap();
+    assert!(store.remove(&digest).unwrap());
+    assert!(!store.remove(&digest).unwrap());
+    assert_eq!(store.size(&digest).unwrap(), None);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"short-lived");
+    put(&store, Algorithm::Sha256, b"short-lived");
+}

@@ -1,0 +1,55 @@
+//! Every key prefix of the metadata store, in one place.
+
+/// The first byte of every row's key.
+///
+/// Permanent: a byte once used keeps its meaning for ever. Add a variant, never reuse or renumber one.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Keyspace {
+    /// Single rows about the state itself: what was applied, membership, settings.
+    Meta = b'm',
+    /// Repositories.
+    Repository = b'r',
+    /// Tags and their history.
+    Tag = b't',
+    /// Manifests of a repository.
+    Manifest = b'f',
+    /// Links of a repository to a digest.
+    Link = b'l',
+    /// Parts of small bodies that live in state.
+    Body = b'b',
+    /// What is known of a digest across repositories.
+    Blob = b'B',
+    /// Request ids already answered.
+    Request = b'q',
+}
+
+impl Keyspace {
+    /// All prefixes, for tools that walk the whole state.
+    pub const ALL: [Keyspace; 8] = [
+        Keyspace::Meta,
+        Keyspace::Repository,
+        Keyspace::Tag,
+        Keyspace::Manifest,
+        Keyspace::Link,
+        Keyspace::Body,
+        Keyspace::Blob,
+        Keyspace::Request,
+    ];
+
+    /// The byte that keys of this space begin with.
+    pub fn prefix(self) -> u8 {
+        self as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_the_released_bytes() {
+        let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
+        assert_eq!(bytes, b"mrtflbBq");
+    }
+}

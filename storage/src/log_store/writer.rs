@@ -1,0 +1,196 @@
+//! The one thread that writes the log.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use super::Done;
+use super::LogMeta;
+use super::queue::{Queued, Shared, Work};
+use super::rows::{self, MetaRow};
+use super::sentinel::Mark;
+use crate::error::StorageError;
+
+/// Rows removed with one batch: a removal of many thousands must not hold up what comes after it.
+const PIECE_ROWS: usize = 1024;
+
+/// Writes until the store closes or fails.
+pub(super) fn run(shared: &Shared) {
+    // Set once, before the first `done` can be called.
+    let _ = shared.writer.set(std::thread::current().id());
+    let (mark, backlog) = shared.start;
+    let mut writer = Writer {
+        shared,
+        mark,
+        backlog,
+        batch: sled::Batch::default(),
+        batched: false,
+    };
+    while let Some(taken) = shared.take(writer.backlog.is_some()) {
+        if !writer.write_group(taken) {
+            return;
+        }
+    }
+}
+
+struct Writer<'a> {
+    shared: &'a Shared,
+    /// How far the log will have come once everything written is flushed.
+    mark: Mark,
+    /// Entries below this index are purged but not all removed yet.
+    backlog: Option<u64>,
+    batch: sled::Batch,
+    batched: bool,
+}
+
+impl Writer<'_> {
+    /// Makes one group durable with one flush and answers it. False after an error: then all is over.
+    fn write_group(&mut self, taken: Vec<Queued>) -> bool {
+        let mut waiting: Vec<Done> = Vec::with_capacity(taken.len());
+        let mut last_sequence = None;
+        let mut result = Ok(());
+        for Queued {
+            sequence,
+            work,
+            done,
+            ..
+        } in taken
+        {
+            waiting.extend(done);
+            last_sequence = Some(sequence);
+            if result.is_ok() {
+                result = self.write(work);
+            }
+        }
+        let result = result.and_then(|()| self.finish_group(last_sequence));
+        if let Err(error) = &result {
+            // First of all nobody may queue or read any more.
+            self.shared.fail(error.clone());
+        }
+        for done in waiting {
+            let answer = result.clone();
+            if catch_unwind(AssertUnwindSafe(|| done(answer))).is_err() {
+                // Somebody will never get an answer; going on would hide it.
+                self.shared.fail(StorageError::Closed);
+            }
+        }
+        result.is_ok()
+    }
+
+    fn finish_group(&mut self, last_sequence: Option<u64>) -> Result<(), StorageError> {
+        self.apply()?;
+        self.remove_purged_piece()?;
+        let Some(last_sequence) = last_sequence else {
+            // Only a piece of a purge: what a power cut brings back is below the floor, and is removed again.
+            return Ok(());
+        };
+        self.shared
+            .database
+            .run("flushing the log", |db| db.flush())?;
+        self.shared.sync_count.fetch_add(1, Ordering::Relaxed);
+        self.shared.sentinel.advance(self.mark);
+        self.shared.settle(last_sequence);
+        Ok(())
+    }
+
+    fn write(&mut self, work: Work) -> Result<(), StorageError> {
+        match work {
+            Work::Append(entries) => {
+                for (index, payload) in entries {
+                    rows::insert_entry(&mut self.batch, index, &payload);
+                    self.batched = true;
+                    self.mark.next_index = index.saturating_add(1);
+                    self.shared
+                        .size_bytes
+                        .fetch_add(payload.len() as u64, Ordering::Relaxed);
+                }
+            }
+            Work::PutMeta(key, row) => self.put_meta(key, &row),
+            Work::Truncate(index, floor) => {
+                // sled recovers a prefix of what was written, so all batches before this one come first.
+                self.apply()?;
+                self.truncate(index, floor)?;
+            }
+            Work::Purge(row, floor) => {
+                self.put_meta(LogMeta::Purged, &row);
+                self.mark.next_index = self.mark.next_index.max(floor);
+                // Removed only after the row is written: a start in between must not see a log that begins late
+                // and no reason for it.
+                self.backlog = Some(floor);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_meta(&mut self, key: LogMeta, row: &MetaRow) {
+        if key == LogMeta::Vote {
+            self.mark.votes = row.counter;
+            self.mark.vote_crc = crc32c::crc32c(&row.value);
+        }
+        rows::insert_meta(&mut self.batch, key, row);
+        self.batched = true;
+    }
+
+    fn apply(&mut self) -> Result<(), StorageError> {
+        if !std::mem::take(&mut self.batched) {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.batch);
+        self.shared
+            .database
+            .run("writing the log", |db| db.apply_batch(batch))
+    }
+
+    /// From the end backwards, so that whatever a power cut leaves has no hole.
+    fn truncate(&mut self, index: u64, floor: u64) -> Result<(), StorageError> {
+        self.mark.next_index = self.mark.next_index.min(index.max(floor));
+        self.shared.sentinel.lower(self.mark.next_index)?;
+        let start = rows::entry_key(index, 0);
+        while self.remove_piece("truncating the log", |db| {
+            Box::new(
+                db.range::<&[u8], _>(&start[..]..&rows::entries_end()[..])
+                    .rev(),
+            )
+        })? {}
+        Ok(())
+    }
+
+    /// From the front, one piece per group.
+    fn remove_purged_piece(&mut self) -> Result<(), StorageError> {
+        let Some(floor) = self.backlog else {
+            return Ok(());
+        };
+        let (start, end) = (rows::entry_key(0, 0), rows::entry_key(floor, 0));
+        if !self.remove_piece("purging the log", |db| Box::new(db.range(start..end)))? {
+            self.backlog = None;
+        }
+        Ok(())
+    }
+
+    /// Removes the first rows of an iteration; false if these were the last.
+    fn remove_piece(
+        &self,
+        doing: &'static str,
+        iterate: impl FnOnce(
+            &sled::Db,
+        )
+            -> Box<dyn Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>>,
+    ) -> Result<bool, StorageError> {
+        let (count, bytes) = self.shared.database.run(doing, |db| {
+            let mut batch = sled::Batch::default();
+            let (mut count, mut bytes) = (0, 0);
+            for row in iterate(db).take(PIECE_ROWS) {
+                let (key, value) = row?;
+                count += 1;
+                bytes += rows::parse_entry_key(&key)
+                    .map_or(0, |(_, part)| rows::stored_bytes(part, value.len()));
+                batch.remove(key);
+            }
+            if count > 0 {
+                db.apply_batch(batch)?;
+            }
+            Ok((count, bytes))
+        })?;
+        self.shared.size_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Ok(count == PIECE_ROWS)
+    }
+}
