@@ -4,6 +4,7 @@ mod any_node;
 mod architecture;
 mod clients;
 mod cluster;
+mod dev;
 mod errors;
 mod fixture;
 mod oci_pull;
