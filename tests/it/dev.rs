@@ -85,9 +85,9 @@ async fn dev_runs_three_nodes_says_where_they_are_and_keeps_their_data() -> Resu
 
     let client = Client::new(urls.clone());
     let pushed = client.push("dev/app", "v1", &Image::mixed(&mut rand::rng()), Way::Put).await?;
-    for node in 0..3 {
+    for (node, url) in urls.iter().enumerate() {
         client.only(node).verify(&pushed).await?;
-        healthy_by_the_word_of(&urls[node]).await?;
+        healthy_by_the_word_of(url).await?;
     }
     dev.end().await?;
     for url in &urls {
