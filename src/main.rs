@@ -3,7 +3,11 @@
 mod cli;
 mod cluster;
 mod config;
+mod http;
+mod identity;
 mod node;
+mod oci;
+mod replication;
 
 use std::process::ExitCode;
 

@@ -97,7 +97,7 @@ fn serve_peers(listener: TcpListener, consensus: &Consensus, replication: &Repli
 }
 
 fn serve_clients(listener: TcpListener, consensus: &Consensus, replication: &Replication, readiness: &Readiness, config: &Arc<Config>) -> anyhow::Result<(Server, ServerHandle)> {
-    let oci = web::Data::new(Oci { consensus: consensus.clone(), replication: replication.clone(), config: config.clone() });
+    let oci = web::Data::new(Oci::new(consensus.clone(), replication.clone(), config.clone()));
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
     let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone()))
         .workers(workers())

@@ -54,11 +54,7 @@ impl Database {
         };
         // sled creates its files without syncing the folder that names them.
         durable_file::sync_folder(path)?;
-        Ok(Database {
-            db: Some(db),
-            path: path.to_path_buf(),
-            failed: AtomicBool::new(false),
-        })
+        Ok(Database { db: Some(db), path: path.to_path_buf(), failed: AtomicBool::new(false) })
     }
 
     /// Runs sled code; an error or a panic closes this database for good.
@@ -92,25 +88,14 @@ impl Drop for Database {
     }
 }
 
-fn caught<T>(
-    doing: &'static str,
-    work: impl FnOnce() -> sled::Result<T>,
-) -> Result<T, StorageError> {
+fn caught<T>(doing: &'static str, work: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(StorageError::Sled {
-            doing,
-            message: error.to_string(),
-        }),
+        Ok(Err(error)) => Err(StorageError::Sled { doing, message: error.to_string() }),
         Err(payload) => {
             let text = payload.downcast_ref::<String>().map(String::as_str);
-            let text = text
-                .or_else(|| payload.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(StorageError::Sled {
-                doing,
-                message: format!("panicked: {text}"),
-            })
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(StorageError::Sled { doing, message: format!("panicked: {text}") })
         }
     }
 }
@@ -140,18 +125,9 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_and_closes_the_database() {
         let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(
-            dir.path(),
-            Options {
-                cache_bytes: 1 << 20,
-            },
-        )
-        .unwrap();
-        let result: Result<(), _> =
-            database.run("testing", |_| std::panic::panic_any("on purpose"));
-        assert!(
-            matches!(result, Err(StorageError::Sled { message, .. }) if message.contains("on purpose"))
-        );
+        let database = Database::open(dir.path(), Options { cache_bytes: 1 << 20 }).unwrap();
+        let result: Result<(), _> = database.run("testing", |_| std::panic::panic_any("on purpose"));
+        assert!(matches!(result, Err(StorageError::Sled { message, .. }) if message.contains("on purpose")));
         let after = database.run("reading", |db| db.get(b"key"));
         assert!(matches!(after, Err(StorageError::Closed)));
     }

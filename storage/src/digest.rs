@@ -38,9 +38,7 @@ impl Algorithm {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        Algorithm::ALL
-            .into_iter()
-            .find(|algorithm| algorithm.name() == name)
+        Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 
     fn key_byte(self) -> u8 {
@@ -104,9 +102,7 @@ impl Digest {
     /// The inverse of [`Digest::to_key`]; `None` unless byte and length match exactly.
     pub fn from_key(key: &[u8]) -> Option<Digest> {
         let (&first, raw) = key.split_first()?;
-        let algorithm = Algorithm::ALL
-            .into_iter()
-            .find(|algorithm| algorithm.key_byte() == first)?;
+        let algorithm = Algorithm::ALL.into_iter().find(|algorithm| algorithm.key_byte() == first)?;
         Digest::from_raw(algorithm, raw)
     }
 
@@ -156,20 +152,13 @@ impl FromStr for Digest {
 
 /// `algorithm-component [algorithm-separator algorithm-component]*` of the specification's grammar.
 fn is_algorithm(name: &str) -> bool {
-    name.split(['+', '.', '_', '-']).all(|part| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    })
+    name.split(['+', '.', '_', '-'])
+        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
 }
 
 /// `encoded` of the specification's grammar.
 fn is_encoded(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
 }
 
 impl Serialize for Digest {

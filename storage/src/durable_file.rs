@@ -16,11 +16,7 @@ use crate::error::StorageError;
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(
-        ".tmp-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    ));
+    name.push(format!(".tmp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let temporary = path.with_file_name(name);
     let result = write_and_sync(&temporary, bytes)
         .and_then(|()| fs::rename(&temporary, path))
@@ -76,9 +72,7 @@ pub fn create_dir_durably(path: &Path) -> Result<(), StorageError> {
 /// # Errors
 /// `Io`.
 pub fn sync_folder(path: &Path) -> Result<(), StorageError> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| StorageError::io(path, source))
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|source| StorageError::io(path, source))
 }
 
 /// Removes a file durably. A missing file is fine.
@@ -130,10 +124,7 @@ pub fn lock_folder(dir: &Path) -> Result<Lock, StorageError> {
     match file.try_lock() {
         Ok(()) => Ok(Lock { _file: file, path }),
         Err(TryLockError::WouldBlock) => {
-            let source = std::io::Error::new(
-                ErrorKind::WouldBlock,
-                "another process uses this data folder",
-            );
+            let source = std::io::Error::new(ErrorKind::WouldBlock, "another process uses this data folder");
             Err(StorageError::io(&path, source))
         }
         Err(TryLockError::Error(source)) => Err(StorageError::io(&path, source)),
@@ -174,9 +165,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lock = lock_folder(dir.path()).unwrap();
         let second = lock_folder(dir.path()).unwrap_err();
-        assert!(
-            matches!(second, StorageError::Io { source, .. } if source.kind() == ErrorKind::WouldBlock)
-        );
+        assert!(matches!(second, StorageError::Io { source, .. } if source.kind() == ErrorKind::WouldBlock));
         drop(lock);
         lock_folder(dir.path()).unwrap();
     }

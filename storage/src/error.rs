@@ -33,9 +33,7 @@ pub enum StorageError {
         what: String,
     },
     /// Written by a newer Flotilla than this one.
-    #[error(
-        "{what} has format version {found}, this program knows up to {known}: start the newer version again"
-    )]
+    #[error("{what} has format version {found}, this program knows up to {known}: start the newer version again")]
     Version {
         /// What carries the version.
         what: String,
@@ -82,10 +80,7 @@ pub enum StorageError {
 impl StorageError {
     /// An operating system error at a path.
     pub fn io(path: &Path, source: io::Error) -> Self {
-        StorageError::Io {
-            path: path.to_path_buf(),
-            source: Arc::new(source),
-        }
+        StorageError::Io { path: path.to_path_buf(), source: Arc::new(source) }
     }
 
     /// Damaged data, in words that can be read alone.
@@ -98,9 +93,7 @@ impl From<StorageError> for io::Error {
     fn from(error: StorageError) -> Self {
         let kind = match &error {
             StorageError::Io { source, .. } => source.kind(),
-            StorageError::Corrupt { .. } | StorageError::TailLost { .. } => {
-                io::ErrorKind::InvalidData
-            }
+            StorageError::Corrupt { .. } | StorageError::TailLost { .. } => io::ErrorKind::InvalidData,
             StorageError::Version { .. } => io::ErrorKind::Unsupported,
             StorageError::TooLarge { .. } => io::ErrorKind::InvalidInput,
             StorageError::Sled { .. }

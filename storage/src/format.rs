@@ -35,9 +35,7 @@ const FORMAT_FILE: &str = "format";
 ///
 /// The payload must be shorter than 4 GiB; all callers have far smaller limits, and a longer one would not open again.
 pub fn seal(kind: u8, version: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len())
-        .unwrap_or(u32::MAX)
-        .to_le_bytes();
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes();
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&[kind, version]);
@@ -60,68 +58,32 @@ pub fn open(kind: u8, known_version: u8, bytes: &[u8]) -> Result<&[u8], StorageE
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_versioned(
-    kind: u8,
-    known_version: u8,
-    bytes: &[u8],
-) -> Result<(u8, &[u8]), StorageError> {
+pub fn open_versioned(kind: u8, known_version: u8, bytes: &[u8]) -> Result<(u8, &[u8]), StorageError> {
     let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-        return Err(StorageError::corrupt(format!(
-            "an envelope of kind {kind} is cut short at {} bytes",
-            bytes.len()
-        )));
+        return Err(StorageError::corrupt(format!("an envelope of kind {kind} is cut short at {} bytes", bytes.len())));
     };
-    let [
-        m0,
-        m1,
-        m2,
-        m3,
-        found_kind,
-        version,
-        l0,
-        l1,
-        l2,
-        l3,
-        c0,
-        c1,
-        c2,
-        c3,
-    ] = *header;
+    let [m0, m1, m2, m3, found_kind, version, l0, l1, l2, l3, c0, c1, c2, c3] = *header;
     if [m0, m1, m2, m3] != MAGIC {
-        return Err(StorageError::corrupt(format!(
-            "no envelope where one of kind {kind} should be"
-        )));
+        return Err(StorageError::corrupt(format!("no envelope where one of kind {kind} should be")));
     }
     let length = u32::from_le_bytes([l0, l1, l2, l3]);
     if u32::try_from(payload.len()) != Ok(length) {
         let found = payload.len();
-        return Err(StorageError::corrupt(format!(
-            "an envelope of kind {kind} has {found} bytes of {length}"
-        )));
+        return Err(StorageError::corrupt(format!("an envelope of kind {kind} has {found} bytes of {length}")));
     }
     // Before the version is believed: a flipped bit there must not send an operator looking for a newer program.
     if checksum(&header[4..10], payload) != u32::from_le_bytes([c0, c1, c2, c3]) {
-        return Err(StorageError::corrupt(format!(
-            "checksum mismatch in an envelope of kind {kind}"
-        )));
+        return Err(StorageError::corrupt(format!("checksum mismatch in an envelope of kind {kind}")));
     }
     if found_kind != kind {
-        return Err(StorageError::corrupt(format!(
-            "an envelope of kind {found_kind} where {kind} should be"
-        )));
+        return Err(StorageError::corrupt(format!("an envelope of kind {found_kind} where {kind} should be")));
     }
     if version == 0 {
-        return Err(StorageError::corrupt(format!(
-            "an envelope of kind {kind} has version 0"
-        )));
+        return Err(StorageError::corrupt(format!("an envelope of kind {kind} has version 0")));
     }
     if version > known_version {
         let what = format!("an envelope of kind {kind}");
-        return Err(StorageError::Version {
-            what,
-            found: version.into(),
-            known: known_version.into(),
-        });
+        return Err(StorageError::Version { what, found: version.into(), known: known_version.into() });
     }
     Ok((version, payload))
 }
@@ -142,10 +104,7 @@ pub fn check_data_dir(dir: &Path) -> Result<(), StorageError> {
             let what = format!("{} holds data but no file `{FORMAT_FILE}`", dir.display());
             return Err(StorageError::corrupt(what));
         }
-        return durable_file::write_atomically(
-            &path,
-            format!("flotilla {DATA_VERSION}\n").as_bytes(),
-        );
+        return durable_file::write_atomically(&path, format!("flotilla {DATA_VERSION}\n").as_bytes());
     };
     let found: u32 = std::str::from_utf8(&bytes)
         .ok()
@@ -154,11 +113,7 @@ pub fn check_data_dir(dir: &Path) -> Result<(), StorageError> {
         .ok_or_else(|| StorageError::corrupt(format!("{} is not a format file", path.display())))?;
     if found > DATA_VERSION {
         let what = format!("the data folder {}", dir.display());
-        return Err(StorageError::Version {
-            what,
-            found,
-            known: DATA_VERSION,
-        });
+        return Err(StorageError::Version { what, found, known: DATA_VERSION });
     }
     Ok(())
 }
@@ -181,37 +136,18 @@ mod tests {
         for position in 0..sealed.len() * 8 {
             let mut bytes = sealed.clone();
             bytes[position / 8] ^= 1 << (position % 8);
-            assert!(
-                matches!(open(7, 3, &bytes), Err(StorageError::Corrupt { .. })),
-                "bit {position}"
-            );
+            assert!(matches!(open(7, 3, &bytes), Err(StorageError::Corrupt { .. })), "bit {position}");
         }
         for end in 0..sealed.len() {
-            assert!(
-                matches!(
-                    open(7, 3, &sealed[..end]),
-                    Err(StorageError::Corrupt { .. })
-                ),
-                "cut at {end}"
-            );
+            assert!(matches!(open(7, 3, &sealed[..end]), Err(StorageError::Corrupt { .. })), "cut at {end}");
         }
-        assert!(matches!(
-            open(8, 3, &sealed),
-            Err(StorageError::Corrupt { .. })
-        ));
+        assert!(matches!(open(8, 3, &sealed), Err(StorageError::Corrupt { .. })));
     }
 
     #[test]
     fn a_newer_version_is_named_not_called_damage() {
         let sealed = seal(7, 3, b"");
-        assert!(matches!(
-            open(7, 2, &sealed),
-            Err(StorageError::Version {
-                found: 3,
-                known: 2,
-                ..
-            })
-        ));
+        assert!(matches!(open(7, 2, &sealed), Err(StorageError::Version { found: 3, known: 2, .. })));
         assert_eq!(open_versioned(7, 5, &sealed).unwrap(), (3, &[][..]));
     }
 
@@ -222,28 +158,15 @@ mod tests {
         check_data_dir(&data).unwrap();
         check_data_dir(&data).unwrap();
         std::fs::write(data.join(FORMAT_FILE), "flotilla 2\n").unwrap();
-        assert!(matches!(
-            check_data_dir(&data),
-            Err(StorageError::Version {
-                found: 2,
-                known: 1,
-                ..
-            })
-        ));
+        assert!(matches!(check_data_dir(&data), Err(StorageError::Version { found: 2, known: 1, .. })));
         std::fs::write(data.join(FORMAT_FILE), "what").unwrap();
-        assert!(matches!(
-            check_data_dir(&data),
-            Err(StorageError::Corrupt { .. })
-        ));
+        assert!(matches!(check_data_dir(&data), Err(StorageError::Corrupt { .. })));
     }
 
     #[test]
     fn data_without_a_format_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("raft")).unwrap();
-        assert!(matches!(
-            check_data_dir(dir.path()),
-            Err(StorageError::Corrupt { .. })
-        ));
+        assert!(matches!(check_data_dir(dir.path()), Err(StorageError::Corrupt { .. })));
     }
 }

@@ -28,4 +28,4 @@ pub use error::StorageError;
 pub use format::{DATA_VERSION, check_data_dir};
 pub use keyspace::Keyspace;
 pub use log_store::{Done, LogMeta, LogStore};
-pub use metadata_store::{Install, MAX_KEY_BYTES, MAX_VALUE_BYTES, MetadataStore, Rows, View};
+pub use metadata_store::{Install, MAX_KEY_BYTES, MAX_VALUE_BYTES, MetadataStore, PresentRows, Rows, View};

@@ -43,12 +43,7 @@ pub fn sync_calls() -> u64 {
 /// # Errors
 /// `SyncNotDurable`.
 pub(crate) fn check_linked() -> Result<(), StorageError> {
-    type Sync = unsafe extern "C" fn(
-        libc::c_int,
-        libc::off64_t,
-        libc::off64_t,
-        libc::c_uint,
-    ) -> libc::c_int;
+    type Sync = unsafe extern "C" fn(libc::c_int, libc::off64_t, libc::off64_t, libc::c_uint) -> libc::c_int;
     let linked: Sync = libc::sync_file_range;
     let ours: Sync = sync_file_range;
     // black_box: the comparison must be of the addresses the linker chose, not of what the compiler assumes.
@@ -75,20 +70,11 @@ pub fn self_test(dir: &Path) -> Result<(), StorageError> {
 }
 
 fn write_and_compare(path: &Path) -> Result<(), StorageError> {
-    let database = Database::open(
-        path,
-        Options {
-            cache_bytes: 1 << 20,
-        },
-    )?;
+    let database = Database::open(path, Options { cache_bytes: 1 << 20 })?;
     let before = sync_calls();
     database.run("writing in the self-test", |db| db.insert(b"key", b"value"))?;
     database.run("flushing in the self-test", |db| db.flush())?;
-    if sync_calls() > before {
-        Ok(())
-    } else {
-        Err(StorageError::SyncNotDurable)
-    }
+    if sync_calls() > before { Ok(()) } else { Err(StorageError::SyncNotDurable) }
 }
 
 /// Asks the kernel to begin writing a range of dirty pages, without waiting: the sync at the end is then short.
@@ -97,11 +83,7 @@ fn write_and_compare(path: &Path) -> Result<(), StorageError> {
 pub(crate) fn start_writeback(file: &File, offset: u64, length: u64) {
     // The raw system call, because the C symbol of this name is the one above and would wait for the device.
     // Other architectures order or split the arguments differently; there the final sync just takes longer.
-    #[cfg(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64"
-    ))]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
     // SAFETY: the descriptor is open as long as `file` is borrowed, and no memory is passed.
     unsafe {
         libc::syscall(
@@ -112,11 +94,7 @@ pub(crate) fn start_writeback(file: &File, offset: u64, length: u64) {
             libc::SYNC_FILE_RANGE_WRITE as libc::c_long,
         );
     }
-    #[cfg(not(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64"
-    )))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
     let _ = (file.as_raw_fd(), offset, length);
 }
 

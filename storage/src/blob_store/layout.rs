@@ -21,10 +21,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn prepare(dir: &Path) -> Result<Self, StorageError> {
-        let layout = Layout {
-            blobs: dir.join("blobs"),
-            staging: dir.join("staging"),
-        };
+        let layout = Layout { blobs: dir.join("blobs"), staging: dir.join("staging") };
         for algorithm in Algorithm::ALL {
             layout.prepare_algorithm(algorithm)?;
         }
@@ -46,11 +43,7 @@ impl Layout {
                 Err(error) => return Err(StorageError::io(&folder, error)),
             }
         }
-        if made {
-            durable_file::sync_folder(&root)
-        } else {
-            Ok(())
-        }
+        if made { durable_file::sync_folder(&root) } else { Ok(()) }
     }
 
     fn empty_staging(&self) -> Result<(), StorageError> {
@@ -112,10 +105,6 @@ fn sync_if_recent(folder: &Path) -> Result<(), StorageError> {
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, StorageError> {
     fs::read_dir(folder)
-        .and_then(|entries| {
-            entries
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect()
-        })
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
         .map_err(|error| StorageError::io(folder, error))
 }

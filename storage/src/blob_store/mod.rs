@@ -40,12 +40,7 @@ impl BlobStore {
     /// `Io`.
     pub fn open(dir: &Path) -> Result<Self, StorageError> {
         let layout = Layout::prepare(dir)?;
-        Ok(BlobStore {
-            inner: Arc::new(Inner {
-                layout,
-                unsynced: Mutex::default(),
-            }),
-        })
+        Ok(BlobStore { inner: Arc::new(Inner { layout, unsynced: Mutex::default() }) })
     }
 
     /// Begins a new blob whose digest may not be known yet.
@@ -72,10 +67,7 @@ impl BlobStore {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StorageError::io(&path, error)),
         };
-        let size_bytes = file
-            .metadata()
-            .map_err(|error| StorageError::io(&path, error))?
-            .len();
+        let size_bytes = file.metadata().map_err(|error| StorageError::io(&path, error))?.len();
         Ok(Some((file, size_bytes)))
     }
 

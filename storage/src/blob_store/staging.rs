@@ -40,22 +40,15 @@ pub struct Staging {
     sha256: Option<Hasher>,
     writeback_from: u64,
     dirty: bool,
+    /// A sync failed: the kernel may have dropped pages, and the next sync would succeed without them.
+    failed: bool,
 }
 
 impl Staging {
     pub(super) fn create(store: BlobStore) -> Result<Self, StorageError> {
         loop {
-            let path = store
-                .inner
-                .layout
-                .staging()
-                .join(format!("{:016x}", RandomState::new().hash_one(())));
-            match OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)
-            {
+            let path = store.inner.layout.staging().join(format!("{:016x}", RandomState::new().hash_one(())));
+            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
                     let sha256 = Some(Hasher::new(Algorithm::Sha256));
                     return Ok(Staging {
@@ -66,6 +59,7 @@ impl Staging {
                         sha256,
                         writeback_from: 0,
                         dirty: true,
+                        failed: false,
                     });
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -80,9 +74,7 @@ impl Staging {
     /// `Io`; the length is then unchanged, and the same bytes may be written again.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         self.dirty = true;
-        self.file
-            .write_all_at(bytes, self.length)
-            .map_err(|error| StorageError::io(&self.path, error))?;
+        self.file.write_all_at(bytes, self.length).map_err(|error| StorageError::io(&self.path, error))?;
         self.length += bytes.len() as u64;
         if let Some(hasher) = &mut self.sha256 {
             hasher.update(bytes);
@@ -111,11 +103,7 @@ impl Staging {
     /// Starts writing to the device what was not started yet, without waiting. Happens by itself every 8 MiB.
     pub fn start_writeback(&mut self) {
         if self.length > self.writeback_from {
-            sync::start_writeback(
-                &self.file,
-                self.writeback_from,
-                self.length - self.writeback_from,
-            );
+            sync::start_writeback(&self.file, self.writeback_from, self.length - self.writeback_from);
             self.writeback_from = self.length;
         }
     }
@@ -123,12 +111,15 @@ impl Staging {
     /// Makes what was written so far durable (`fdatasync`), e.g. while the rest is still coming in.
     ///
     /// # Errors
-    /// `Io`. Do not go on with this staging then: a second sync may succeed although bytes were lost.
+    /// `Io`; from then on `Closed`, because a second sync may succeed although bytes were lost.
     pub fn sync(&mut self) -> Result<(), StorageError> {
+        if self.failed {
+            return Err(StorageError::Closed);
+        }
         if self.dirty {
-            self.file
-                .sync_data()
-                .map_err(|error| StorageError::io(&self.path, error))?;
+            let synced = self.file.sync_data().map_err(|error| StorageError::io(&self.path, error));
+            self.failed = synced.is_err();
+            synced?;
             self.dirty = false;
             self.writeback_from = self.length;
         }
@@ -143,9 +134,7 @@ impl Staging {
         // What a failed write left past the length is not content.
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let end = buffer.len().min(left);
-        self.file
-            .read_at(&mut buffer[..end], offset)
-            .map_err(|error| StorageError::io(&self.path, error))
+        self.file.read_at(&mut buffer[..end], offset).map_err(|error| StorageError::io(&self.path, error))
     }
 
     /// Drops everything from `length` on; a length past the end changes nothing.
@@ -156,9 +145,7 @@ impl Staging {
         if length >= self.length {
             return Ok(());
         }
-        self.file
-            .set_len(length)
-            .map_err(|error| StorageError::io(&self.path, error))?;
+        self.file.set_len(length).map_err(|error| StorageError::io(&self.path, error))?;
         self.length = length;
         self.writeback_from = self.writeback_from.min(length);
         self.sha256 = (length == 0).then(|| Hasher::new(Algorithm::Sha256));
@@ -190,15 +177,9 @@ impl Staging {
             return Err(SealError::DigestMismatch { actual });
         }
         // Cut off what a failed write may have left, which is not part of what was hashed.
-        let on_disk = self
-            .file
-            .metadata()
-            .map_err(|error| StorageError::io(&self.path, error))?
-            .len();
+        let on_disk = self.file.metadata().map_err(|error| StorageError::io(&self.path, error))?.len();
         if on_disk != self.length {
-            self.file
-                .set_len(self.length)
-                .map_err(|error| StorageError::io(&self.path, error))?;
+            self.file.set_len(self.length).map_err(|error| StorageError::io(&self.path, error))?;
             self.dirty = true;
         }
         self.sync()?;
@@ -213,10 +194,7 @@ impl Staging {
         while offset < self.length {
             let count = self.read_at(offset, &mut buffer)?;
             if count == 0 {
-                return Err(StorageError::corrupt(format!(
-                    "{} became shorter",
-                    self.path.display()
-                )));
+                return Err(StorageError::corrupt(format!("{} became shorter", self.path.display())));
             }
             hasher.update(&buffer[..count]);
             offset += count as u64;

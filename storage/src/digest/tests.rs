@@ -3,8 +3,7 @@ use serde::de::value::{BytesDeserializer, Error as ValueError, StrDeserializer};
 
 use super::*;
 
-const EMPTY_SHA256: &str =
-    "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+const EMPTY_SHA256: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 #[test]
 fn known_digests_are_computed() {
@@ -55,23 +54,14 @@ fn only_exact_lower_case_hex_is_a_digest() {
         "Md5:abc",
         "md5+:abc",
     ] {
-        assert_eq!(
-            bad.parse::<Digest>(),
-            Err(ParseDigestError::Malformed),
-            "{bad}"
-        );
+        assert_eq!(bad.parse::<Digest>(), Err(ParseDigestError::Malformed), "{bad}");
     }
 }
 
 #[test]
 fn another_algorithm_is_named_in_the_error() {
     let error = "multihash+base58:QmRZxt2b1FVZPNqd8hsiykDL3TdBDeTSPX9Kv46HmX4Gx8".parse::<Digest>();
-    assert_eq!(
-        error,
-        Err(ParseDigestError::UnsupportedAlgorithm(
-            "multihash+base58".into()
-        ))
-    );
+    assert_eq!(error, Err(ParseDigestError::UnsupportedAlgorithm("multihash+base58".into())));
 }
 
 #[test]
@@ -90,8 +80,5 @@ fn serde_reads_text_and_key_forms() {
     let from_text: StrDeserializer<'_, ValueError> = text.as_str().into_deserializer();
     assert_eq!(Digest::deserialize(from_text), Ok(digest));
     let key = digest.to_key();
-    assert_eq!(
-        Digest::deserialize(BytesDeserializer::<ValueError>::new(&key)),
-        Ok(digest)
-    );
+    assert_eq!(Digest::deserialize(BytesDeserializer::<ValueError>::new(&key)), Ok(digest));
 }

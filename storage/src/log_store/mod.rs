@@ -9,8 +9,10 @@
 mod queue;
 mod rows;
 mod sentinel;
+mod state;
 mod writer;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +22,9 @@ use bytes::Bytes;
 
 use crate::database::{Database, Options};
 use crate::error::StorageError;
-use queue::{Operation, Shared};
+use queue::Shared;
 use sentinel::Sentinel;
+use state::Operation;
 
 const CACHE_BYTES: u64 = 16 << 20;
 const FOLDER: &str = "raft";
@@ -61,32 +64,29 @@ impl LogStore {
     /// `TailLost` if entries or a vote are missing that were durable before: this node must not vote under its old
     /// id. `Corrupt` for damage, `SyncNotDurable` for a wrongly linked program, `Io`, `Sled`.
     pub fn open(dir: &Path) -> Result<Self, StorageError> {
-        let database = Database::open(
-            &dir.join(FOLDER),
-            Options {
-                cache_bytes: CACHE_BYTES,
-            },
-        )?;
+        let database = Database::open(&dir.join(FOLDER), Options { cache_bytes: CACHE_BYTES })?;
         let contents = rows::load(&database)?;
         let sentinel = Sentinel::open(dir, contents.mark())?;
+        if let Some(torn) = contents.torn {
+            rows::remove_torn(&database, torn)?;
+        }
         let shared = Arc::new(Shared::new(database, sentinel, contents));
         let spawn = |name: &str, body: fn(&Shared)| {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || body(&shared))
+                .spawn(move || {
+                    if catch_unwind(AssertUnwindSafe(|| body(&shared))).is_err() {
+                        // Whoever waits for this thread would wait for ever.
+                        shared.fail(StorageError::Closed);
+                    }
+                })
                 .map_err(|error| StorageError::io(dir, error))
         };
-        let mut handle = Handle {
-            shared: shared.clone(),
-            writer: None,
-            sentinel: None,
-        };
+        let mut handle = Handle { shared: shared.clone(), writer: None, sentinel: None };
         handle.sentinel = Some(spawn("log-sentinel", sentinel::run)?);
         handle.writer = Some(spawn("log-writer", writer::run)?);
-        Ok(LogStore {
-            handle: Arc::new(handle),
-        })
+        Ok(LogStore { handle: Arc::new(handle) })
     }
 
     /// Queues entries, in ascending order of their index, to follow what is there. They can be read on return;
@@ -99,11 +99,12 @@ impl LogStore {
 
     /// Queues a meta row; `done` is called once it is durable. Readable on return.
     pub fn put_meta(&self, key: LogMeta, value: Vec<u8>, done: Done) {
-        self.shared()
-            .enqueue(Operation::PutMeta { key, value, done });
+        self.shared().enqueue(Operation::PutMeta { key, value, done });
     }
 
     /// Queues a meta row that is written with the next operation that syncs anyway. Readable on return.
+    ///
+    /// A value of more than some 4,000 bytes closes the store: there is nobody to answer.
     pub fn put_meta_unsynced(&self, key: LogMeta, value: Vec<u8>) {
         self.shared().put_unsynced(key, value);
     }
@@ -120,11 +121,7 @@ impl LogStore {
     /// removed after it, in pieces between other writes, also across a restart. An `index` at or past the last entry
     /// empties the log.
     pub fn purge_through(&self, index: u64, purged: Vec<u8>, done: Done) {
-        self.shared().enqueue(Operation::Purge {
-            index,
-            purged,
-            done,
-        });
+        self.shared().enqueue(Operation::Purge { index, purged, done });
     }
 
     /// The last value given for a meta row, durable or not.
@@ -141,12 +138,7 @@ impl LogStore {
     ///
     /// # Errors
     /// `Corrupt` for a damaged entry or a hole between entries; `Closed`, `Sled`. Never treat one as «no entries».
-    pub fn read(
-        &self,
-        start: u64,
-        end: u64,
-        max_bytes: u64,
-    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+    pub fn read(&self, start: u64, end: u64, max_bytes: u64) -> Result<Vec<(u64, Bytes)>, StorageError> {
         self.shared().read(start, end, max_bytes)
     }
 
@@ -155,9 +147,7 @@ impl LogStore {
     /// # Errors
     /// `Closed`.
     pub fn first_index(&self) -> Result<Option<u64>, StorageError> {
-        self.shared()
-            .bounds()
-            .map(|bounds| bounds.map(|(first, _)| first))
+        self.shared().bounds().map(|bounds| bounds.map(|(first, _)| first))
     }
 
     /// The index of the last entry, durable or not; `None` for an empty log.
@@ -165,9 +155,7 @@ impl LogStore {
     /// # Errors
     /// `Closed`.
     pub fn last_index(&self) -> Result<Option<u64>, StorageError> {
-        self.shared()
-            .bounds()
-            .map(|bounds| bounds.map(|(_, last)| last))
+        self.shared().bounds().map(|bounds| bounds.map(|(_, last)| last))
     }
 
     /// Payload bytes of the entries kept on disk, approximately: what was purged leaves this sum piece by piece.
@@ -188,10 +176,7 @@ impl LogStore {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.close();
-        for thread in [self.writer.take(), self.sentinel.take()]
-            .into_iter()
-            .flatten()
-        {
+        for thread in [self.writer.take(), self.sentinel.take()].into_iter().flatten() {
             // A `done` may hold the last clone; a thread cannot wait for itself.
             if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
                 tracing::error!("a thread of the log panicked");

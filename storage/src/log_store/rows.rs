@@ -37,18 +37,19 @@ pub(super) fn parse_entry_key(key: &[u8]) -> Option<(u64, u16)> {
     let [ENTRY_PREFIX, a, b, c, d, e, f, g, h, p, q] = *key else {
         return None;
     };
-    Some((
-        u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        u16::from_be_bytes([p, q]),
-    ))
+    Some((u64::from_be_bytes([a, b, c, d, e, f, g, h]), u16::from_be_bytes([p, q])))
 }
 
-/// The payload has at most [`MAX_ENTRY_BYTES`], so its parts can be numbered.
-pub(super) fn insert_entry(batch: &mut sled::Batch, index: u64, payload: &[u8]) {
+/// The rows of an entry in the order in which they must be written: part 0 last.
+///
+/// sled recovers a prefix of what was written, so an entry with its part 0 has all its parts, and no batch is needed:
+/// a batch would cost a second sync. The payload has at most [`MAX_ENTRY_BYTES`], so its parts can be numbered.
+pub(super) fn entry_rows(index: u64, payload: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let sealed = format::seal(kind::LOG_ENTRY, ENTRY_VERSION, payload);
-    for (part, piece) in (0..=u16::MAX).zip(sealed.chunks(MAX_VALUE_BYTES)) {
-        batch.insert(&entry_key(index, part), piece);
-    }
+    let parts = (0..=u16::MAX).zip(sealed.chunks(MAX_VALUE_BYTES));
+    let mut rows: Vec<_> = parts.map(|(part, piece)| (entry_key(index, part).to_vec(), piece.to_vec())).collect();
+    rows.reverse();
+    rows
 }
 
 /// A meta row's value and its counter: the number of votes so far, or the purged index; else 0.
@@ -73,12 +74,9 @@ fn meta_key(key: LogMeta) -> [u8; 2] {
 }
 
 /// The row's value has at most [`MAX_META_BYTES`].
-pub(super) fn insert_meta(batch: &mut sled::Batch, key: LogMeta, row: &MetaRow) {
+pub(super) fn meta_row(key: LogMeta, row: &MetaRow) -> (Vec<u8>, Vec<u8>) {
     let payload = [&row.counter.to_le_bytes()[..], &row.value].concat();
-    batch.insert(
-        &meta_key(key),
-        format::seal(kind::LOG_META, META_VERSION, &payload),
-    );
+    (meta_key(key).to_vec(), format::seal(kind::LOG_META, META_VERSION, &payload))
 }
 
 fn get_meta(database: &Database, key: LogMeta) -> Result<Option<MetaRow>, StorageError> {
@@ -87,14 +85,9 @@ fn get_meta(database: &Database, key: LogMeta) -> Result<Option<MetaRow>, Storag
     };
     let payload = format::open(kind::LOG_META, META_VERSION, &bytes)?;
     let Some((counter, value)) = payload.split_first_chunk() else {
-        return Err(StorageError::corrupt(format!(
-            "the log's meta row {key:?} is too short"
-        )));
+        return Err(StorageError::corrupt(format!("the log's meta row {key:?} is too short")));
     };
-    Ok(Some(MetaRow {
-        counter: u64::from_le_bytes(*counter),
-        value: value.to_vec(),
-    }))
+    Ok(Some(MetaRow { counter: u64::from_le_bytes(*counter), value: value.to_vec() }))
 }
 
 /// What the log holds when it is opened.
@@ -107,16 +100,15 @@ pub(super) struct Contents {
     pub(super) size_bytes: u64,
     /// Whether a purge was cut off and entries below the floor are still there.
     pub(super) leftovers: bool,
+    /// An entry at the end that was being written, or removed, when the power went: its part 0 is missing.
+    pub(super) torn: Option<u64>,
 }
 
 impl Contents {
     pub(super) fn mark(&self) -> Mark {
         let [vote, _, _] = &self.meta;
         Mark {
-            next_index: self
-                .bounds
-                .map_or(0, |(_, last)| last.saturating_add(1))
-                .max(self.floor),
+            next_index: self.bounds.map_or(0, |(_, last)| last.saturating_add(1)).max(self.floor),
             votes: vote.as_ref().map_or(0, |row| row.counter),
             vote_crc: vote.as_ref().map_or(0, |row| crc32c::crc32c(&row.value)),
         }
@@ -129,16 +121,8 @@ pub(super) fn load(database: &Database) -> Result<Contents, StorageError> {
     for (row, key) in meta.iter_mut().zip(ALL_META) {
         *row = get_meta(database, key)?;
     }
-    let floor = meta[2]
-        .as_ref()
-        .map_or(0, |row| row.counter.saturating_add(1));
-    let mut contents = Contents {
-        meta,
-        bounds: None,
-        floor,
-        size_bytes: 0,
-        leftovers: false,
-    };
+    let floor = meta[2].as_ref().map_or(0, |row| row.counter.saturating_add(1));
+    let mut contents = Contents { meta, bounds: None, floor, size_bytes: 0, leftovers: false, torn: None };
     let mut damage = None;
     database.run("reading the log's keys", |db| {
         for row in db.range::<&[u8], _>(&[ENTRY_PREFIX][..]..&entries_end()[..]) {
@@ -147,10 +131,21 @@ pub(super) fn load(database: &Database) -> Result<Contents, StorageError> {
                 damage = Some(format!("the log has a key of {} bytes", key.len()));
                 return Ok(());
             };
-            contents.size_bytes += stored_bytes(part, value.len());
             if index < floor {
+                contents.size_bytes += stored_bytes(part, value.len());
                 contents.leftovers = true;
                 continue;
+            }
+            if part > 0 && contents.bounds.is_none_or(|(_, last)| last != index) && contents.torn.is_none() {
+                contents.torn = Some(index);
+            }
+            if contents.torn == Some(index) {
+                continue;
+            }
+            contents.size_bytes += stored_bytes(part, value.len());
+            if let Some(torn) = contents.torn {
+                damage = Some(format!("entry {torn} of the log misses its beginning"));
+                return Ok(());
             }
             contents.bounds = match contents.bounds {
                 None => Some((index, index)),
@@ -167,6 +162,22 @@ pub(super) fn load(database: &Database) -> Result<Contents, StorageError> {
         Some(what) => Err(StorageError::Corrupt { what }),
         None => Ok(contents),
     }
+}
+
+/// Removes what is left of an entry that was never complete, before another one takes its index.
+pub(super) fn remove_torn(database: &Database, index: u64) -> Result<(), StorageError> {
+    tracing::info!(log_index = index, "the log ends in an entry that was never completely written: removed");
+    database.run("removing an incomplete entry", |db| {
+        let mut batch = sled::Batch::default();
+        for key in db.range(entry_key(index, 0)..).keys() {
+            let key = key?;
+            if parse_entry_key(&key).is_none_or(|(found, _)| found != index) {
+                break;
+            }
+            batch.remove(key);
+        }
+        db.apply_batch(batch)
+    })
 }
 
 /// Payload bytes in one stored part.
@@ -186,12 +197,7 @@ pub(super) struct Found {
 }
 
 /// Entries with `start <= index < end`, up to `max_bytes`, at least one. Does not look for holes.
-pub(super) fn read(
-    database: &Database,
-    start: u64,
-    end: u64,
-    max_bytes: u64,
-) -> Result<Found, StorageError> {
+pub(super) fn read(database: &Database, start: u64, end: u64, max_bytes: u64) -> Result<Found, StorageError> {
     let mut found = Found::default();
     if start >= end {
         return Ok(found);
@@ -201,10 +207,7 @@ pub(super) fn read(
     database.run("reading entries", |db| {
         let mut keep = |(index, assembly): (u64, Assembly)| -> bool {
             match assembly.finish(index) {
-                Ok(payload)
-                    if found.entries.is_empty()
-                        || found.bytes + payload.len() as u64 <= max_bytes =>
-                {
+                Ok(payload) if found.entries.is_empty() || found.bytes + payload.len() as u64 <= max_bytes => {
                     found.bytes += payload.len() as u64;
                     found.entries.push((index, payload));
                     true
@@ -224,18 +227,13 @@ pub(super) fn read(
             let Some((index, part)) = parse_entry_key(&key) else {
                 continue;
             };
-            if current
-                .as_ref()
-                .is_some_and(|(current, _)| *current != index)
+            if current.as_ref().is_some_and(|(current, _)| *current != index)
                 && let Some(complete) = current.take()
                 && !keep(complete)
             {
                 return Ok(());
             }
-            current
-                .get_or_insert_with(|| (index, Assembly::default()))
-                .1
-                .push(part, &value);
+            current.get_or_insert_with(|| (index, Assembly::default())).1.push(part, &value);
         }
         if let Some(complete) = current.take() {
             keep(complete);
@@ -262,15 +260,13 @@ impl Assembly {
 
     fn finish(self, index: u64) -> Result<Bytes, StorageError> {
         if self.misplaced {
-            return Err(StorageError::corrupt(format!(
-                "entry {index} of the log misses a part"
-            )));
+            return Err(StorageError::corrupt(format!("entry {index} of the log misses a part")));
         }
         match format::open(kind::LOG_ENTRY, ENTRY_VERSION, &self.bytes) {
             Ok(_) => Ok(Bytes::from(self.bytes).slice(HEADER_BYTES..)),
-            Err(StorageError::Corrupt { what }) => Err(StorageError::corrupt(format!(
-                "entry {index} of the log: {what}"
-            ))),
+            Err(StorageError::Corrupt { what }) => {
+                Err(StorageError::corrupt(format!("entry {index} of the log: {what}")))
+            }
             Err(error) => Err(error),
         }
     }

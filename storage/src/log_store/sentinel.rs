@@ -53,9 +53,8 @@ impl Sentinel {
         let path = dir.join(FILE);
         let (sequence, written) = match durable_file::read(&path)? {
             Some(bytes) => {
-                let (sequence, remembered) = newest(&bytes).ok_or_else(|| {
-                    StorageError::corrupt(format!("no slot of {} is readable", path.display()))
-                })?;
+                let (sequence, remembered) = newest(&bytes)
+                    .ok_or_else(|| StorageError::corrupt(format!("no slot of {} is readable", path.display())))?;
                 check(remembered, found)?;
                 (sequence, remembered)
             }
@@ -67,19 +66,8 @@ impl Sentinel {
                 (2, found)
             }
         };
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(|error| StorageError::io(&path, error))?;
-        Ok(Sentinel {
-            path,
-            slots: Mutex::new(Slots {
-                file,
-                sequence,
-                written,
-                target: found,
-            }),
-        })
+        let file = OpenOptions::new().write(true).open(&path).map_err(|error| StorageError::io(&path, error))?;
+        Ok(Sentinel { path, slots: Mutex::new(Slots { file, sequence, written, target: found }) })
     }
 
     /// Notes what a flush made durable; the file follows in the background.
@@ -103,11 +91,7 @@ impl Sentinel {
     /// Brings the file up to date if it is not.
     pub(super) fn catch_up(&self) -> Result<(), StorageError> {
         let mut slots = self.slots.lock();
-        if slots.written == slots.target {
-            Ok(())
-        } else {
-            self.write(&mut slots)
-        }
+        if slots.written == slots.target { Ok(()) } else { self.write(&mut slots) }
     }
 
     fn write(&self, slots: &mut Slots) -> Result<(), StorageError> {
@@ -140,8 +124,7 @@ pub(super) fn run(shared: &Shared) {
 }
 
 fn check(remembered: Mark, found: Mark) -> Result<(), StorageError> {
-    let lost =
-        |remembered: String, found: String| Err(StorageError::TailLost { remembered, found });
+    let lost = |remembered: String, found: String| Err(StorageError::TailLost { remembered, found });
     if found.next_index < remembered.next_index {
         return lost(
             format!("index {}", remembered.next_index - 1),
@@ -152,16 +135,10 @@ fn check(remembered: Mark, found: Mark) -> Result<(), StorageError> {
         );
     }
     if found.votes < remembered.votes {
-        return lost(
-            format!("vote number {}", remembered.votes),
-            format!("vote number {}", found.votes),
-        );
+        return lost(format!("vote number {}", remembered.votes), format!("vote number {}", found.votes));
     }
     if found.votes == remembered.votes && found.vote_crc != remembered.vote_crc {
-        return lost(
-            format!("vote number {}", remembered.votes),
-            "another vote of this number".to_owned(),
-        );
+        return lost(format!("vote number {}", remembered.votes), "another vote of this number".to_owned());
     }
     Ok(())
 }
@@ -178,26 +155,10 @@ fn slot(sequence: u64, mark: Mark) -> Vec<u8> {
 fn newest(bytes: &[u8]) -> Option<(u64, Mark)> {
     let slots = bytes.chunks(SLOT_STRIDE).filter_map(|slot| {
         let sealed = slot.get(..HEADER_BYTES + PAYLOAD_BYTES)?;
-        let payload: &[u8; PAYLOAD_BYTES] = format::open(kind::SENTINEL, VERSION, sealed)
-            .ok()?
-            .try_into()
-            .ok()?;
-        let number = |at: usize| {
-            payload[at..]
-                .first_chunk()
-                .map(|bytes| u64::from_le_bytes(*bytes))
-        };
-        let vote_crc = payload
-            .last_chunk()
-            .map(|bytes| u32::from_le_bytes(*bytes))?;
-        Some((
-            number(0)?,
-            Mark {
-                next_index: number(8)?,
-                votes: number(16)?,
-                vote_crc,
-            },
-        ))
+        let payload: &[u8; PAYLOAD_BYTES] = format::open(kind::SENTINEL, VERSION, sealed).ok()?.try_into().ok()?;
+        let number = |at: usize| payload[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        let vote_crc = payload.last_chunk().map(|bytes| u32::from_le_bytes(*bytes))?;
+        Some((number(0)?, Mark { next_index: number(8)?, votes: number(16)?, vote_crc }))
     });
     slots.max_by_key(|(sequence, _)| *sequence)
 }

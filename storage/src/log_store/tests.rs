@@ -33,11 +33,7 @@ fn wait(operation: impl FnOnce(Done)) -> Answer {
 fn payload(index: u64) -> Bytes {
     // Lengths around the 4 KiB parts, and different bytes for each index.
     let length = [0, 1, 100, 4081, 4082, 4083, 9000][(index % 7) as usize];
-    Bytes::from(
-        (0..length)
-            .map(|at| (index + at) as u8)
-            .collect::<Vec<u8>>(),
-    )
+    Bytes::from((0..length).map(|at| (index + at) as u8).collect::<Vec<u8>>())
 }
 
 fn append(log: &LogStore, indexes: std::ops::Range<u64>) {
@@ -46,11 +42,7 @@ fn append(log: &LogStore, indexes: std::ops::Range<u64>) {
 
 fn indexes(log: &LogStore) -> Vec<u64> {
     let entries = log.read(0, u64::MAX, u64::MAX).unwrap();
-    assert!(
-        entries
-            .iter()
-            .all(|(index, bytes)| *bytes == payload(*index))
-    );
+    assert!(entries.iter().all(|(index, bytes)| *bytes == payload(*index)));
     let indexes: Vec<u64> = entries.into_iter().map(|(index, _)| index).collect();
     assert_eq!(log.first_index().unwrap(), indexes.first().copied());
     assert_eq!(log.last_index().unwrap(), indexes.last().copied());
@@ -77,29 +69,15 @@ fn entries_and_meta_rows_survive_a_reopen() {
     append(&log, 0..50);
     wait(|done| log.put_meta(LogMeta::Vote, b"vote".to_vec(), done)).unwrap();
     log.put_meta_unsynced(LogMeta::Committed, b"committed".to_vec());
-    assert_eq!(
-        log.get_meta(LogMeta::Committed).unwrap().as_deref(),
-        Some(&b"committed"[..])
-    );
+    assert_eq!(log.get_meta(LogMeta::Committed).unwrap().as_deref(), Some(&b"committed"[..]));
     let size_bytes = log.size_bytes();
-    assert_eq!(
-        size_bytes,
-        (0..50)
-            .map(|index| payload(index).len() as u64)
-            .sum::<u64>()
-    );
+    assert_eq!(size_bytes, (0..50).map(|index| payload(index).len() as u64).sum::<u64>());
     drop(log);
     let log = open(dir.path());
     assert_eq!(indexes(&log), (0..50).collect::<Vec<_>>());
     assert_eq!(log.size_bytes(), size_bytes);
-    assert_eq!(
-        log.get_meta(LogMeta::Vote).unwrap().as_deref(),
-        Some(&b"vote"[..])
-    );
-    assert_eq!(
-        log.get_meta(LogMeta::Committed).unwrap().as_deref(),
-        Some(&b"committed"[..])
-    );
+    assert_eq!(log.get_meta(LogMeta::Vote).unwrap().as_deref(), Some(&b"vote"[..]));
+    assert_eq!(log.get_meta(LogMeta::Committed).unwrap().as_deref(), Some(&b"committed"[..]));
     assert_eq!(log.get_meta(LogMeta::Purged).unwrap(), None);
 }
 
@@ -118,15 +96,7 @@ fn queued_entries_can_be_read_before_they_are_durable() {
 #[test]
 fn a_read_keeps_its_limits_but_gives_at_least_one() {
     let (_dir, log) = log();
-    wait(|done| {
-        log.append(
-            (0..10)
-                .map(|index| (index, Bytes::from(vec![1; 100])))
-                .collect(),
-            done,
-        )
-    })
-    .unwrap();
+    wait(|done| log.append((0..10).map(|index| (index, Bytes::from(vec![1; 100]))).collect(), done)).unwrap();
     let count = |start, end, max_bytes| log.read(start, end, max_bytes).unwrap().len();
     assert_eq!(count(0, 10, 0), 1);
     assert_eq!(count(0, 10, 250), 2);
@@ -145,15 +115,11 @@ fn many_waiters_share_few_flushes_and_are_answered_in_order() {
     let before = log.sync_count();
     for index in 0..1000u64 {
         let sender = sender.clone();
-        let done: Done =
-            Box::new(move |answer: Answer| sender.send((index, answer.is_ok())).unwrap());
+        let done: Done = Box::new(move |answer: Answer| sender.send((index, answer.is_ok())).unwrap());
         log.append(vec![(index, Bytes::from_static(b"entry"))], done);
     }
     for index in 0..1000 {
-        assert_eq!(
-            receiver.recv_timeout(Duration::from_secs(20)).unwrap(),
-            (index, true)
-        );
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), (index, true));
     }
     let flushes = log.sync_count() - before;
     assert!((1..500).contains(&flushes), "{flushes} flushes");
@@ -172,20 +138,11 @@ fn truncate_and_purge_keep_the_middle() {
     drop(log);
     let log = open(dir.path());
     assert_eq!(indexes(&log), (2991..3010).collect::<Vec<_>>());
-    assert_eq!(
-        log.get_meta(LogMeta::Purged).unwrap().as_deref(),
-        Some(&b"purged"[..])
-    );
-    let kept = (2991..3010)
-        .map(|index| payload(index).len() as u64)
-        .sum::<u64>();
+    assert_eq!(log.get_meta(LogMeta::Purged).unwrap().as_deref(), Some(&b"purged"[..]));
+    let kept = (2991..3010).map(|index| payload(index).len() as u64).sum::<u64>();
     let patience = std::time::Instant::now();
     while log.size_bytes() != kept {
-        assert!(
-            patience.elapsed() < Duration::from_secs(20),
-            "{} bytes are left of {kept}",
-            log.size_bytes()
-        );
+        assert!(patience.elapsed() < Duration::from_secs(20), "{} bytes are left of {kept}", log.size_bytes());
         std::thread::sleep(Duration::from_millis(5));
     }
     wait(|done| log.truncate_from(0, done)).unwrap();
@@ -203,10 +160,7 @@ fn a_purge_past_the_end_empties_the_log() {
     assert_eq!(indexes(&log), []);
     // An overtaken purge changes nothing.
     wait(|done| log.purge_through(50, b"p50".to_vec(), done)).unwrap();
-    assert_eq!(
-        log.get_meta(LogMeta::Purged).unwrap().as_deref(),
-        Some(&b"p100"[..])
-    );
+    assert_eq!(log.get_meta(LogMeta::Purged).unwrap().as_deref(), Some(&b"p100"[..]));
     assert!(wait(|done| log.append(vec![(100, Bytes::new())], done)).is_err());
     drop(log);
     let log = open(dir.path());
@@ -238,11 +192,7 @@ fn random_operations_match_a_model_across_reopens() {
             8 if next > first => {
                 let index = random.random_range(first..next);
                 first = index + 1;
-                log.purge_through(
-                    index,
-                    index.to_string().into_bytes(),
-                    Box::new(|answer| assert!(answer.is_ok())),
-                );
+                log.purge_through(index, index.to_string().into_bytes(), Box::new(|answer| assert!(answer.is_ok())));
             }
             _ => {
                 if random.random_bool(0.3) {
@@ -260,14 +210,8 @@ fn a_hole_or_an_overwritten_entry_is_refused_and_nothing_changes() {
     let (_dir, log) = log();
     append(&log, 5..8);
     for wrong in [vec![9], vec![7], vec![8, 10]] {
-        let entries = wrong
-            .into_iter()
-            .map(|index| (index, Bytes::new()))
-            .collect();
-        assert!(matches!(
-            wait(|done| log.append(entries, done)),
-            Err(StorageError::Corrupt { .. })
-        ));
+        let entries = wrong.into_iter().map(|index| (index, Bytes::new())).collect();
+        assert!(matches!(wait(|done| log.append(entries, done)), Err(StorageError::Corrupt { .. })));
     }
     assert_eq!(indexes(&log), [5, 6, 7]);
     append(&log, 8..9);
@@ -278,29 +222,14 @@ fn a_flipped_bit_in_an_entry_is_an_error_not_an_absence() {
     let (dir, log) = log();
     append(&log, 0..5);
     drop(log);
-    let database = Database::open(
-        &dir.path().join(FOLDER),
-        Options {
-            cache_bytes: CACHE_BYTES,
-        },
-    )
-    .unwrap();
+    let database = Database::open(&dir.path().join(FOLDER), Options { cache_bytes: CACHE_BYTES }).unwrap();
     let key = rows::entry_key(2, 0);
-    let mut value = database
-        .run("reading", |db| db.get(key))
-        .unwrap()
-        .unwrap()
-        .to_vec();
+    let mut value = database.run("reading", |db| db.get(key)).unwrap().unwrap().to_vec();
     *value.last_mut().unwrap() ^= 1;
-    database
-        .run("damaging", |db| db.insert(key, value))
-        .unwrap();
+    database.run("damaging", |db| db.insert(key, value)).unwrap();
     drop(database);
     let log = open(dir.path());
-    assert!(matches!(
-        log.read(0, 5, u64::MAX),
-        Err(StorageError::Corrupt { .. })
-    ));
+    assert!(matches!(log.read(0, 5, u64::MAX), Err(StorageError::Corrupt { .. })));
     assert_eq!(log.read(0, 2, u64::MAX).unwrap().len(), 2);
 }
 
@@ -309,21 +238,10 @@ fn a_hole_on_disk_is_refused_at_open() {
     let (dir, log) = log();
     append(&log, 0..5);
     drop(log);
-    let database = Database::open(
-        &dir.path().join(FOLDER),
-        Options {
-            cache_bytes: CACHE_BYTES,
-        },
-    )
-    .unwrap();
-    database
-        .run("damaging", |db| db.remove(rows::entry_key(2, 0)))
-        .unwrap();
+    let database = Database::open(&dir.path().join(FOLDER), Options { cache_bytes: CACHE_BYTES }).unwrap();
+    database.run("damaging", |db| db.remove(rows::entry_key(2, 0))).unwrap();
     drop(database);
-    assert!(matches!(
-        LogStore::open(dir.path()),
-        Err(StorageError::Corrupt { .. })
-    ));
+    assert!(matches!(LogStore::open(dir.path()), Err(StorageError::Corrupt { .. })));
 }
 
 #[test]
@@ -339,15 +257,9 @@ fn a_lost_tail_is_noticed() {
     std::fs::remove_dir_all(dir.path().join(FOLDER)).unwrap();
     copy_tree(older.path(), &dir.path().join(FOLDER));
     let error = LogStore::open(dir.path()).err().unwrap();
-    assert!(
-        matches!(&error, StorageError::TailLost { remembered, .. } if remembered == "index 11"),
-        "{error}"
-    );
+    assert!(matches!(&error, StorageError::TailLost { remembered, .. } if remembered == "index 11"), "{error}");
     std::fs::remove_dir_all(dir.path().join(FOLDER)).unwrap();
-    assert!(matches!(
-        LogStore::open(dir.path()),
-        Err(StorageError::TailLost { .. })
-    ));
+    assert!(matches!(LogStore::open(dir.path()), Err(StorageError::TailLost { .. })));
 }
 
 #[test]
@@ -362,10 +274,7 @@ fn a_lost_vote_is_noticed() {
     drop(log);
     std::fs::remove_dir_all(dir.path().join(FOLDER)).unwrap();
     copy_tree(older.path(), &dir.path().join(FOLDER));
-    assert!(matches!(
-        LogStore::open(dir.path()),
-        Err(StorageError::TailLost { .. })
-    ));
+    assert!(matches!(LogStore::open(dir.path()), Err(StorageError::TailLost { .. })));
 }
 
 #[test]
@@ -384,10 +293,7 @@ fn a_torn_sentinel_slot_leaves_the_other_one() {
         std::fs::write(&path, &whole).unwrap();
     }
     std::fs::write(&path, b"nothing of ours").unwrap();
-    assert!(matches!(
-        LogStore::open(dir.path()),
-        Err(StorageError::Corrupt { .. })
-    ));
+    assert!(matches!(LogStore::open(dir.path()), Err(StorageError::Corrupt { .. })));
 }
 
 #[test]
@@ -397,48 +303,23 @@ fn the_sentinel_follows_by_itself() {
     std::thread::sleep(Duration::from_millis(500));
     // As after a power cut: nothing of this process is closed.
     let copy = tempfile::tempdir().unwrap();
-    std::fs::copy(
-        dir.path().join("raft.sentinel"),
-        copy.path().join("raft.sentinel"),
-    )
-    .unwrap();
-    assert!(matches!(
-        LogStore::open(copy.path()),
-        Err(StorageError::TailLost { .. })
-    ));
+    std::fs::copy(dir.path().join("raft.sentinel"), copy.path().join("raft.sentinel")).unwrap();
+    assert!(matches!(LogStore::open(copy.path()), Err(StorageError::TailLost { .. })));
 }
 
 #[test]
 fn after_an_error_every_answer_is_an_error() {
     let (_dir, log) = log();
     append(&log, 0..3);
-    let failed: Result<(), _> = log
-        .shared()
-        .database
-        .run("testing", |_| Err(sled::Error::Unsupported("x".into())));
+    let failed: Result<(), _> = log.shared().database.run("testing", |_| Err(sled::Error::Unsupported("x".into())));
     assert!(failed.is_err());
     assert!(wait(|done| log.append(vec![(3, Bytes::new())], done)).is_err());
-    assert!(matches!(
-        wait(|done| log.append(vec![(4, Bytes::new())], done)),
-        Err(StorageError::Closed)
-    ));
-    assert!(matches!(
-        wait(|done| log.put_meta(LogMeta::Vote, vec![], done)),
-        Err(StorageError::Closed)
-    ));
-    assert!(matches!(
-        wait(|done| log.truncate_from(0, done)),
-        Err(StorageError::Closed)
-    ));
-    assert!(matches!(
-        wait(|done| log.purge_through(0, vec![], done)),
-        Err(StorageError::Closed)
-    ));
+    assert!(matches!(wait(|done| log.append(vec![(4, Bytes::new())], done)), Err(StorageError::Closed)));
+    assert!(matches!(wait(|done| log.put_meta(LogMeta::Vote, vec![], done)), Err(StorageError::Closed)));
+    assert!(matches!(wait(|done| log.truncate_from(0, done)), Err(StorageError::Closed)));
+    assert!(matches!(wait(|done| log.purge_through(0, vec![], done)), Err(StorageError::Closed)));
     assert!(matches!(log.read(0, 3, 1), Err(StorageError::Closed)));
-    assert!(matches!(
-        log.get_meta(LogMeta::Vote),
-        Err(StorageError::Closed)
-    ));
+    assert!(matches!(log.get_meta(LogMeta::Vote), Err(StorageError::Closed)));
     assert!(matches!(log.last_index(), Err(StorageError::Closed)));
 }
 
@@ -449,17 +330,11 @@ fn a_done_may_hold_the_last_clone_and_queue_more() {
     let clone = log.clone();
     let first: Done = Box::new(move |_| {
         let inner = clone.clone();
-        inner.append(
-            vec![(1, payload(1))],
-            Box::new(move |answer| drop((sender.send(answer), clone))),
-        );
+        inner.append(vec![(1, payload(1))], Box::new(move |answer| drop((sender.send(answer), clone))));
     });
     log.append(vec![(0, payload(0))], first);
     drop(log);
-    receiver
-        .recv_timeout(Duration::from_secs(20))
-        .unwrap()
-        .unwrap();
+    receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
     assert_eq!(indexes(&open(dir.path())), [0, 1]);
 }
 
@@ -467,16 +342,42 @@ fn a_done_may_hold_the_last_clone_and_queue_more() {
 fn large_entries_leave_none_of_sleds_unsynced_files() {
     let (dir, log) = log();
     for index in 0..30 {
-        wait(|done| log.append(vec![(index, Bytes::from(vec![index as u8; 1 << 20]))], done))
-            .unwrap();
+        wait(|done| log.append(vec![(index, Bytes::from(vec![index as u8; 1 << 20]))], done)).unwrap();
     }
     wait(|done| log.purge_through(28, vec![], done)).unwrap();
     assert_eq!(log.read(29, 30, 0).unwrap()[0].1.len(), 1 << 20);
     drop(log);
-    assert_eq!(
-        std::fs::read_dir(dir.path().join(FOLDER).join("blobs"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(dir.path().join(FOLDER).join("blobs")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_entry_cut_off_while_it_was_written_is_no_entry() {
+    let (dir, log) = log();
+    append(&log, 0..5);
+    drop(log);
+    let database = Database::open(&dir.path().join(FOLDER), Options { cache_bytes: CACHE_BYTES }).unwrap();
+    for part in 1..4 {
+        database.run("damaging", |db| db.insert(rows::entry_key(5, part), vec![1; 4096])).unwrap();
+    }
+    drop(database);
+    let log = open(dir.path());
+    assert_eq!(indexes(&log), (0..5).collect::<Vec<_>>());
+    append(&log, 5..8);
+    drop(log);
+    assert_eq!(indexes(&open(dir.path())), (0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_entry_in_the_middle_without_its_beginning_is_damage() {
+    let (dir, log) = log();
+    wait(|done| log.append((0..5).map(|index| (index, Bytes::from(vec![1; 9000]))).collect(), done)).unwrap();
+    drop(log);
+    for (index, lost) in [(4, true), (2, false)] {
+        let database = Database::open(&dir.path().join(FOLDER), Options { cache_bytes: CACHE_BYTES }).unwrap();
+        database.run("damaging", |db| db.remove(rows::entry_key(index, 0))).unwrap();
+        drop(database);
+        // At the end it was durable once, and the sentinel remembers it.
+        let error = LogStore::open(dir.path()).err().unwrap();
+        assert_eq!(matches!(error, StorageError::TailLost { .. }), lost, "{error}");
+    }
 }

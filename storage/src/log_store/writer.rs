@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 
 use super::Done;
 use super::LogMeta;
-use super::queue::{Queued, Shared, Work};
+use super::queue::Shared;
 use super::rows::{self, MetaRow};
 use super::sentinel::Mark;
+use super::state::{Queued, Work};
 use crate::error::StorageError;
 
 /// Rows removed with one batch: a removal of many thousands must not hold up what comes after it.
@@ -18,13 +19,7 @@ pub(super) fn run(shared: &Shared) {
     // Set once, before the first `done` can be called.
     let _ = shared.writer.set(std::thread::current().id());
     let (mark, backlog) = shared.start;
-    let mut writer = Writer {
-        shared,
-        mark,
-        backlog,
-        batch: sled::Batch::default(),
-        batched: false,
-    };
+    let mut writer = Writer { shared, mark, backlog, rows: Vec::new() };
     while let Some(taken) = shared.take(writer.backlog.is_some()) {
         if !writer.write_group(taken) {
             return;
@@ -38,8 +33,8 @@ struct Writer<'a> {
     mark: Mark,
     /// Entries below this index are purged but not all removed yet.
     backlog: Option<u64>,
-    batch: sled::Batch,
-    batched: bool,
+    /// Rows to be written, in this order.
+    rows: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Writer<'_> {
@@ -48,13 +43,7 @@ impl Writer<'_> {
         let mut waiting: Vec<Done> = Vec::with_capacity(taken.len());
         let mut last_sequence = None;
         let mut result = Ok(());
-        for Queued {
-            sequence,
-            work,
-            done,
-            ..
-        } in taken
-        {
+        for Queued { sequence, work, done, .. } in taken {
             waiting.extend(done);
             last_sequence = Some(sequence);
             if result.is_ok() {
@@ -83,9 +72,7 @@ impl Writer<'_> {
             // Only a piece of a purge: what a power cut brings back is below the floor, and is removed again.
             return Ok(());
         };
-        self.shared
-            .database
-            .run("flushing the log", |db| db.flush())?;
+        self.shared.database.run("flushing the log", |db| db.flush())?;
         self.shared.sync_count.fetch_add(1, Ordering::Relaxed);
         self.shared.sentinel.advance(self.mark);
         self.shared.settle(last_sequence);
@@ -96,17 +83,14 @@ impl Writer<'_> {
         match work {
             Work::Append(entries) => {
                 for (index, payload) in entries {
-                    rows::insert_entry(&mut self.batch, index, &payload);
-                    self.batched = true;
+                    self.rows.extend(rows::entry_rows(index, &payload));
                     self.mark.next_index = index.saturating_add(1);
-                    self.shared
-                        .size_bytes
-                        .fetch_add(payload.len() as u64, Ordering::Relaxed);
+                    self.shared.size_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
                 }
             }
             Work::PutMeta(key, row) => self.put_meta(key, &row),
             Work::Truncate(index, floor) => {
-                // sled recovers a prefix of what was written, so all batches before this one come first.
+                // What is removed must be in sled first.
                 self.apply()?;
                 self.truncate(index, floor)?;
             }
@@ -126,18 +110,19 @@ impl Writer<'_> {
             self.mark.votes = row.counter;
             self.mark.vote_crc = crc32c::crc32c(&row.value);
         }
-        rows::insert_meta(&mut self.batch, key, row);
-        self.batched = true;
+        self.rows.push(rows::meta_row(key, row));
     }
 
+    /// One by one instead of in a batch, for which sled syncs twice. Nothing is acknowledged before the flush, and sled
+    /// recovers a prefix of the rows: whole entries, and perhaps one at the end that misses its part 0.
     fn apply(&mut self) -> Result<(), StorageError> {
-        if !std::mem::take(&mut self.batched) {
-            return Ok(());
-        }
-        let batch = std::mem::take(&mut self.batch);
-        self.shared
-            .database
-            .run("writing the log", |db| db.apply_batch(batch))
+        let rows = std::mem::take(&mut self.rows);
+        self.shared.database.run("writing the log", |db| {
+            for (key, value) in rows {
+                db.insert(key, value)?;
+            }
+            Ok(())
+        })
     }
 
     /// From the end backwards, so that whatever a power cut leaves has no hole.
@@ -146,10 +131,7 @@ impl Writer<'_> {
         self.shared.sentinel.lower(self.mark.next_index)?;
         let start = rows::entry_key(index, 0);
         while self.remove_piece("truncating the log", |db| {
-            Box::new(
-                db.range::<&[u8], _>(&start[..]..&rows::entries_end()[..])
-                    .rev(),
-            )
+            Box::new(db.range::<&[u8], _>(&start[..]..&rows::entries_end()[..]).rev())
         })? {}
         Ok(())
     }
@@ -170,20 +152,21 @@ impl Writer<'_> {
     fn remove_piece(
         &self,
         doing: &'static str,
-        iterate: impl FnOnce(
-            &sled::Db,
-        )
-            -> Box<dyn Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>>,
+        iterate: impl FnOnce(&sled::Db) -> Box<dyn Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>>,
     ) -> Result<bool, StorageError> {
         let (count, bytes) = self.shared.database.run(doing, |db| {
             let mut batch = sled::Batch::default();
             let (mut count, mut bytes) = (0, 0);
-            for row in iterate(db).take(PIECE_ROWS) {
+            for row in iterate(db) {
                 let (key, value) = row?;
+                let part = rows::parse_entry_key(&key).map_or(0, |(_, part)| part);
                 count += 1;
-                bytes += rows::parse_entry_key(&key)
-                    .map_or(0, |(_, part)| rows::stored_bytes(part, value.len()));
+                bytes += rows::stored_bytes(part, value.len());
                 batch.remove(key);
+                // Not in the middle of an entry: from the end, its part 0 would stay and promise the others.
+                if count >= PIECE_ROWS && part == 0 {
+                    break;
+                }
             }
             if count > 0 {
                 db.apply_batch(batch)?;
@@ -191,6 +174,6 @@ impl Writer<'_> {
             Ok((count, bytes))
         })?;
         self.shared.size_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Ok(count == PIECE_ROWS)
+        Ok(count >= PIECE_ROWS)
     }
 }

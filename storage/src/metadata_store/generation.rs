@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use super::view::SetAside;
-use super::{Rows, check_size};
+use super::{PresentRows, Rows, check_size};
 use crate::database::{self, Database, Options};
 use crate::durable_file;
 use crate::error::StorageError;
@@ -64,12 +64,8 @@ fn list(dir: &Path) -> Result<Vec<u64>, StorageError> {
     let entries = std::fs::read_dir(dir).map_err(|error| StorageError::io(dir, error))?;
     let mut numbers = Vec::new();
     for entry in entries {
-        let name = entry
-            .map_err(|error| StorageError::io(dir, error))?
-            .file_name();
-        let rest = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(FOLDER_PREFIX));
+        let name = entry.map_err(|error| StorageError::io(dir, error))?.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX));
         numbers.extend(rest.and_then(|rest| rest.parse::<u64>().ok()));
     }
     Ok(numbers)
@@ -83,9 +79,7 @@ fn is_complete(dir: &Path, number: u64) -> Result<bool, StorageError> {
     if payload == number.to_le_bytes() {
         Ok(true)
     } else {
-        Err(StorageError::corrupt(format!(
-            "the mark of generation {number} belongs to another one"
-        )))
+        Err(StorageError::corrupt(format!("the mark of generation {number} belongs to another one")))
     }
 }
 
@@ -98,12 +92,7 @@ fn remove(folder: &Path) -> Result<(), StorageError> {
 impl Generation {
     pub(super) fn open(dir: &Path, number: u64) -> Result<Self, StorageError> {
         let folder = folder(dir, number);
-        let database = Some(Database::open(
-            &folder,
-            Options {
-                cache_bytes: CACHE_BYTES,
-            },
-        )?);
+        let database = Some(Database::open(&folder, Options { cache_bytes: CACHE_BYTES })?);
         Ok(Generation {
             number,
             database,
@@ -122,11 +111,7 @@ impl Generation {
     pub(super) fn mark_complete(&self) -> Result<(), StorageError> {
         self.flush()?;
         durable_file::sync_folder(&self.folder)?;
-        let mark = format::seal(
-            format::kind::GENERATION,
-            COMPLETE_VERSION,
-            &self.number.to_le_bytes(),
-        );
+        let mark = format::seal(format::kind::GENERATION, COMPLETE_VERSION, &self.number.to_le_bytes());
         durable_file::write_atomically(&self.folder.join(COMPLETE_FILE), &mark)
     }
 
@@ -144,12 +129,7 @@ impl Generation {
         Ok(value.map(|value| value.to_vec()))
     }
 
-    pub(super) fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    pub(super) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError> {
         let start = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
@@ -195,9 +175,7 @@ impl Generation {
             let concerned = locked.iter().any(|view| view.wants(key));
             if concerned {
                 let old = self.get(key)?;
-                locked
-                    .iter_mut()
-                    .for_each(|view| view.keep(key, old.as_deref()));
+                locked.iter_mut().for_each(|view| view.keep(key, old.as_deref()));
             }
         }
         self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -213,8 +191,7 @@ impl Generation {
             batch.insert(key.as_slice(), value.as_slice());
         }
         self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.database()?
-            .run("loading rows", |db| db.apply_batch(batch))
+        self.database()?.run("loading rows", |db| db.apply_batch(batch))
     }
 
     pub(super) fn flush(&self) -> Result<(), StorageError> {
@@ -222,9 +199,7 @@ impl Generation {
         self.database()?.run("flushing rows", |db| db.flush())?;
         // Two flushes at a time may both subtract; the count is a hint and must only not wrap.
         let subtract = |bytes: u64| Some(bytes.saturating_sub(before));
-        let _ = self
-            .unflushed_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+        let _ = self.unflushed_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
         Ok(())
     }
 
@@ -237,11 +212,7 @@ impl Generation {
     }
 
     pub(super) fn open_views(&self) -> usize {
-        self.views
-            .read()
-            .iter()
-            .filter(|view| view.strong_count() > 0)
-            .count()
+        self.views.read().iter().filter(|view| view.strong_count() > 0).count()
     }
 }
 

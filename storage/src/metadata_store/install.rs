@@ -17,10 +17,7 @@ pub struct Install {
 impl Install {
     pub(super) fn begin(store: MetadataStore, number: u64) -> Result<Self, StorageError> {
         let generation = Generation::open(store.dir(), number)?;
-        Ok(Install {
-            store,
-            generation: Some(generation),
-        })
+        Ok(Install { store, generation: Some(generation) })
     }
 
     /// The number that the generation will have.
@@ -46,10 +43,7 @@ impl Install {
     /// # Errors
     /// `Sled`, `Closed`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.generation
-            .as_ref()
-            .ok_or(StorageError::Closed)?
-            .get(key)
+        self.generation.as_ref().ok_or(StorageError::Closed)?.get(key)
     }
 
     /// Makes the rows durable, marks the generation complete, and switches every clone of the store to it.

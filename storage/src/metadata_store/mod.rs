@@ -22,6 +22,9 @@ pub use view::View;
 /// Rows of one atomic batch: a key with its new value, or `None` to delete it. The last one of a key wins.
 pub type Rows = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
+/// Rows that are there: a key with its value.
+pub type PresentRows = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The longest value in bytes; callers split what is longer over several rows.
 pub const MAX_VALUE_BYTES: usize = database::MAX_VALUE_BYTES;
 
@@ -54,13 +57,7 @@ impl MetadataStore {
         let current = generation::open_newest(dir)?;
         let next_generation = AtomicU64::new(current.number() + 1);
         let current = RwLock::new(Arc::new(current));
-        Ok(MetadataStore {
-            inner: Arc::new(Inner {
-                dir: dir.to_path_buf(),
-                current,
-                next_generation,
-            }),
-        })
+        Ok(MetadataStore { inner: Arc::new(Inner { dir: dir.to_path_buf(), current, next_generation }) })
     }
 
     /// The value of a key.
@@ -77,12 +74,7 @@ impl MetadataStore {
     ///
     /// # Errors
     /// `Sled`, `Closed`.
-    pub fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    pub fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError> {
         self.current().scan(prefix, after, limit)
     }
 
@@ -168,11 +160,7 @@ impl MetadataStore {
 fn check_size(key: &[u8], value: Option<&[u8]>) -> Result<u64, StorageError> {
     let value_bytes = value.map_or(0, <[u8]>::len);
     let too_large = |what, bytes: usize, limit: usize| {
-        Err(StorageError::TooLarge {
-            what,
-            bytes: bytes as u64,
-            limit: limit as u64,
-        })
+        Err(StorageError::TooLarge { what, bytes: bytes as u64, limit: limit as u64 })
     };
     if key.len() > MAX_KEY_BYTES {
         return too_large("a row's key", key.len(), MAX_KEY_BYTES);

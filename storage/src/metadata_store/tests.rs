@@ -17,10 +17,7 @@ fn row(key: &str, value: &str) -> (Vec<u8>, Option<Vec<u8>>) {
 }
 
 fn folders(dir: &Path) -> Vec<PathBuf> {
-    let mut folders: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut folders: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
     folders
 }
@@ -36,18 +33,8 @@ fn all(view: &mut View, max_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
 #[test]
 fn rows_are_read_scanned_deleted_and_survive_a_reopen() {
     let (dir, store) = store();
-    store
-        .write(&vec![
-            row("a1", "x"),
-            row("b1", "1"),
-            row("b2", "2"),
-            row("b3", "3"),
-            row("c", ""),
-        ])
-        .unwrap();
-    store
-        .write(&vec![(b"b2".to_vec(), None), row("b1", "one")])
-        .unwrap();
+    store.write(&vec![row("a1", "x"), row("b1", "1"), row("b2", "2"), row("b3", "3"), row("c", "")]).unwrap();
+    store.write(&vec![(b"b2".to_vec(), None), row("b1", "one")]).unwrap();
     assert!(store.unflushed_bytes() > 0);
     store.flush().unwrap();
     assert_eq!(store.unflushed_bytes(), 0);
@@ -57,12 +44,7 @@ fn rows_are_read_scanned_deleted_and_survive_a_reopen() {
     assert_eq!(store.get(b"b2").unwrap(), None);
     assert_eq!(store.get(b"c").unwrap().as_deref(), Some(&b""[..]));
     let keys = |after: Option<&[u8]>, limit| -> Vec<Vec<u8>> {
-        store
-            .scan(b"b", after, limit)
-            .unwrap()
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect()
+        store.scan(b"b", after, limit).unwrap().into_iter().map(|(key, _)| key).collect()
     };
     assert_eq!(keys(None, 10), [b"b1", b"b3"]);
     assert_eq!(keys(None, 1), [b"b1"]);
@@ -75,31 +57,18 @@ fn rows_are_read_scanned_deleted_and_survive_a_reopen() {
 #[test]
 fn what_is_too_large_is_refused_whole() {
     let (_dir, store) = store();
-    let rows = vec![
-        row("small", "x"),
-        (b"large".to_vec(), Some(vec![0; MAX_VALUE_BYTES + 1])),
-    ];
-    assert!(matches!(
-        store.write(&rows),
-        Err(StorageError::TooLarge { .. })
-    ));
+    let rows = vec![row("small", "x"), (b"large".to_vec(), Some(vec![0; MAX_VALUE_BYTES + 1]))];
+    assert!(matches!(store.write(&rows), Err(StorageError::TooLarge { .. })));
     assert_eq!(store.get(b"small").unwrap(), None);
-    store
-        .write(&vec![(b"large".to_vec(), Some(vec![0; MAX_VALUE_BYTES]))])
-        .unwrap();
-    assert!(matches!(
-        store.write(&vec![(vec![0; MAX_KEY_BYTES + 1], None)]),
-        Err(StorageError::TooLarge { .. })
-    ));
+    store.write(&vec![(b"large".to_vec(), Some(vec![0; MAX_VALUE_BYTES]))]).unwrap();
+    assert!(matches!(store.write(&vec![(vec![0; MAX_KEY_BYTES + 1], None)]), Err(StorageError::TooLarge { .. })));
 }
 
 fn random_rows(random: &mut StdRng) -> Rows {
     (0..random.random_range(1..20))
         .map(|_| {
             let key = format!("k{:03}", random.random_range(0..300)).into_bytes();
-            let value = random
-                .random_bool(0.7)
-                .then(|| vec![random.random(); random.random_range(0..50)]);
+            let value = random.random_bool(0.7).then(|| vec![random.random(); random.random_range(0..50)]);
             (key, value)
         })
         .collect()
@@ -113,7 +82,7 @@ fn views_read_their_moment_while_rows_change() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     // Each view with what it must show, and what it has shown.
-    let mut views: Vec<(View, BTreeMap<Vec<u8>, Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>)> = Vec::new();
+    let mut views: Vec<(View, PresentRows, PresentRows)> = Vec::new();
     let mut finished = 0;
     for _ in 0..3000 {
         let rows = random_rows(&mut random);
@@ -125,7 +94,7 @@ fn views_read_their_moment_while_rows_change() {
             }
         }
         if views.len() < 4 && random.random_bool(0.1) {
-            views.push((store.view().unwrap(), model.clone(), Vec::new()));
+            views.push((store.view().unwrap(), model.clone().into_iter().collect(), Vec::new()));
         }
         assert_eq!(store.open_views(), views.len());
         if !views.is_empty() && random.random_bool(0.5) {
@@ -134,7 +103,7 @@ fn views_read_their_moment_while_rows_change() {
             match view.next_chunk(random.random_range(0..800)).unwrap() {
                 Some(chunk) => shown.extend(chunk),
                 None => {
-                    assert_eq!(*shown, expected.clone().into_iter().collect::<Vec<_>>());
+                    assert_eq!(shown, expected);
                     drop(views.swap_remove(chosen));
                     finished += 1;
                 }
@@ -147,11 +116,8 @@ fn views_read_their_moment_while_rows_change() {
 #[test]
 fn a_view_and_scans_are_consistent_beside_a_writing_thread() {
     let (_dir, store) = store();
-    let batch = |round: u32| -> Rows {
-        (0..50u8)
-            .map(|key| (vec![b'k', key], Some(round.to_le_bytes().to_vec())))
-            .collect()
-    };
+    let batch =
+        |round: u32| -> Rows { (0..50u8).map(|key| (vec![b'k', key], Some(round.to_le_bytes().to_vec()))).collect() };
     store.write(&batch(0)).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -164,15 +130,9 @@ fn a_view_and_scans_are_consistent_beside_a_writing_thread() {
             }
         });
         for _ in 0..100 {
-            for rows in [
-                all(&mut store.view().unwrap(), 60),
-                store.scan(b"k", None, 100).unwrap(),
-            ] {
+            for rows in [all(&mut store.view().unwrap(), 60), store.scan(b"k", None, 100).unwrap()] {
                 assert_eq!(rows.len(), 50);
-                assert!(
-                    rows.iter().all(|(_, value)| *value == rows[0].1),
-                    "one batch is seen in part"
-                );
+                assert!(rows.iter().all(|(_, value)| *value == rows[0].1), "one batch is seen in part");
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -185,14 +145,7 @@ fn a_view_that_falls_too_far_behind_is_lost_not_wrong() {
     let value = vec![1; MAX_VALUE_BYTES];
     let batches: Vec<Rows> = (0..18u32)
         .map(|batch| {
-            (0..1000u32)
-                .map(|i| {
-                    (
-                        [batch.to_be_bytes(), i.to_be_bytes()].concat(),
-                        Some(value.clone()),
-                    )
-                })
-                .collect()
+            (0..1000u32).map(|i| ([batch.to_be_bytes(), i.to_be_bytes()].concat(), Some(value.clone()))).collect()
         })
         .collect();
     batches.iter().for_each(|rows| store.write(rows).unwrap());
@@ -220,10 +173,7 @@ fn an_install_switches_all_clones_and_the_old_folder_goes() {
     assert_eq!(folders(dir.path()), [dir.path().join("state-2")]);
     drop((store, clone));
     let store = MetadataStore::open(dir.path()).unwrap();
-    assert_eq!(
-        (store.generation(), store.get(b"new").unwrap().is_some()),
-        (2, true)
-    );
+    assert_eq!((store.generation(), store.get(b"new").unwrap().is_some()), (2, true));
 }
 
 #[test]
@@ -283,10 +233,7 @@ fn an_install_that_was_overtaken_never_becomes_current() {
     let early = store.begin_install().unwrap();
     let late = store.begin_install().unwrap();
     late.finish().unwrap();
-    assert!(matches!(
-        early.finish(),
-        Err(StorageError::Superseded { generation: 2 })
-    ));
+    assert!(matches!(early.finish(), Err(StorageError::Superseded { generation: 2 })));
     assert_eq!(store.generation(), 3);
     assert_eq!(folders(dir.path()), [dir.path().join("state-3")]);
 }
@@ -301,26 +248,16 @@ fn split_bodies_leave_none_of_sleds_unsynced_files() {
         for _ in 0..20 {
             let key: [u8; 32] = random.random();
             for part in 0..3u8 {
-                rows.push((
-                    [&key[..], &[part]].concat(),
-                    Some(vec![random.random(); MAX_VALUE_BYTES]),
-                ));
+                rows.push(([&key[..], &[part]].concat(), Some(vec![random.random(); MAX_VALUE_BYTES])));
             }
         }
         keys.extend(rows.iter().map(|(key, _)| key.clone()));
         store.write(&rows).unwrap();
     }
     for chunk in keys.chunks(200) {
-        store
-            .write(&chunk.iter().map(|key| (key.clone(), None)).collect())
-            .unwrap();
+        store.write(&chunk.iter().map(|key| (key.clone(), None)).collect()).unwrap();
     }
     store.flush().unwrap();
     assert_eq!(store.scan(b"", None, 1).unwrap(), []);
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("state-1/blobs"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(dir.path().join("state-1/blobs")).unwrap().count(), 0);
 }

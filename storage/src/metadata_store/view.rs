@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::PresentRows;
 use super::generation::Generation;
 use crate::error::StorageError;
 
@@ -86,10 +87,7 @@ impl View {
     ///
     /// # Errors
     /// `ViewLost` if the writer changed more than 64 MiB of rows ahead of the reader; `Sled`, `Closed`.
-    pub fn next_chunk(
-        &mut self,
-        max_bytes: usize,
-    ) -> Result<Option<Vec<(Vec<u8>, Vec<u8>)>>, StorageError> {
+    pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<PresentRows>, StorageError> {
         let mut state = self.state.lock();
         if state.lost {
             return Err(StorageError::ViewLost);
@@ -97,31 +95,20 @@ impl View {
         if state.finished {
             return Ok(None);
         }
-        let start = state
-            .cursor
-            .clone()
-            .map_or(Bound::Unbounded, Bound::Excluded);
+        let start = state.cursor.clone().map_or(Bound::Unbounded, Bound::Excluded);
         let database = self.generation.database()?;
-        let mut merge = Merge {
-            chunk: Vec::new(),
-            bytes: 0,
-            max_bytes,
-            passed: None,
-        };
+        let mut merge = Merge { chunk: Vec::new(), bytes: 0, max_bytes, passed: None };
         let full = database.run("reading a view", |db| {
             let mut old = state.rows.iter().peekable();
             for row in db.range((start.clone(), Bound::Unbounded)) {
                 let (key, value) = row?;
-                while let Some((old_key, old_value)) =
-                    old.next_if(|(old_key, _)| old_key.as_slice() < key.as_ref())
-                {
+                while let Some((old_key, old_value)) = old.next_if(|(old_key, _)| old_key.as_slice() < key.as_ref()) {
                     if merge.push(old_key, old_value.as_deref()) {
                         return Ok(true);
                     }
                 }
                 let replaced = old.next_if(|(old_key, _)| old_key.as_slice() == key.as_ref());
-                let value =
-                    replaced.map_or(Some(value.as_ref()), |(_, old_value)| old_value.as_deref());
+                let value = replaced.map_or(Some(value.as_ref()), |(_, old_value)| old_value.as_deref());
                 if merge.push(&key, value) {
                     return Ok(true);
                 }
@@ -135,16 +122,12 @@ impl View {
             state.finished = true;
             state.rows = BTreeMap::new();
         }
-        Ok(if merge.chunk.is_empty() {
-            None
-        } else {
-            Some(merge.chunk)
-        })
+        Ok(if merge.chunk.is_empty() { None } else { Some(merge.chunk) })
     }
 }
 
 struct Merge {
-    chunk: Vec<(Vec<u8>, Vec<u8>)>,
+    chunk: PresentRows,
     bytes: usize,
     max_bytes: usize,
     /// The last key looked at, given out or known to have been absent.

@@ -1,0 +1,141 @@
+//! The client port: every route, and what happens to every request on its way in and out.
+
+use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::dev::{Payload, ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::error::PayloadError;
+use actix_web::http::Method;
+use actix_web::http::header::HeaderValue;
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{App, Error, HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
+use bytes::Bytes;
+use flotilla_raft::Consensus;
+use futures::{FutureExt, Stream};
+use tracing::Instrument;
+
+use crate::cluster::operator;
+use crate::cluster::readiness::{InFlight, Readiness};
+use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
+
+/// The client port's application, one for each worker.
+pub(crate) fn app(
+    oci: web::Data<Oci>,
+    consensus: web::Data<Consensus>,
+    readiness: web::Data<Readiness>,
+) -> App<impl ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse<impl MessageBody>, Error = Error, InitError = ()>> {
+    App::new()
+        .app_data(oci)
+        .app_data(consensus)
+        .app_data(readiness)
+        .wrap(from_fn(accompany))
+        .configure(operator::configure)
+        .service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution))
+        .default_service(web::to(nothing_here))
+}
+
+/// Everything under `/v2`. Repositories' names have any depth, so the router sees one resource and [`Route`] the rest.
+async fn route(oci: &Oci, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, OciError> {
+    let found = Route::parse(request.uri().path()).ok_or_else(OciError::no_such_endpoint)?;
+    let methods = found.methods();
+    match (request.method().as_str(), found) {
+        ("GET" | "HEAD", Route::Base) => Ok(oci::base()),
+        ("GET" | "HEAD", Route::Catalog) => oci::list_repositories(oci, request).await,
+        ("GET" | "HEAD", Route::Tags(name)) => oci::list_tags(oci, request, &repository(&name)?).await,
+        ("GET" | "HEAD", Route::Manifest(name, reference)) => oci::get_manifest(oci, request, &repository(&name)?, &reference).await,
+        ("PUT", Route::Manifest(name, reference)) => oci::put_manifest(oci, request, repository(&name)?, &reference, payload).await,
+        ("DELETE", Route::Manifest(name, reference)) => oci::delete_manifest(oci, repository(&name)?, &reference).await,
+        ("GET" | "HEAD", Route::Blob(name, digest)) => oci::get_blob(oci, request, &repository(&name)?, &digest).await,
+        ("DELETE", Route::Blob(name, digest)) => oci::delete_blob(oci, repository(&name)?, &digest).await,
+        ("POST", Route::Uploads(name)) => {
+            let name = repository(&name)?;
+            match oci::mount_blob(oci, request, &name).await? {
+                Some(mounted) => Ok(mounted),
+                None => uploads::start(&oci.replication, request, name, payload).await,
+            }
+        }
+        ("GET" | "HEAD" | "PATCH" | "PUT" | "DELETE", Route::Upload(name, id)) => {
+            uploads::session(&oci.replication, request, repository(&name)?, &id, payload).await
+        }
+        _ => Err(OciError::method_not_allowed(methods)),
+    }
+}
+
+/// What is true of every answer under `/v2`: errors in the specification's form, no body for HEAD, docker's header.
+async fn distribution(oci: web::Data<Oci>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+    let answer = AssertUnwindSafe(route(&oci, &request, payload)).catch_unwind().await;
+    let answer = answer.unwrap_or_else(|_| {
+        tracing::error!(method = %request.method(), path = request.uri().path(), "a request made its handler panic");
+        Err(OciError::internal())
+    });
+    let mut answer = answer.unwrap_or_else(|error| error.error_response());
+    answer.headers_mut().insert(DOCKER_DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
+    if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
+}
+
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    let answer = OciError::no_such_endpoint().error_response();
+    if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
+}
+
+/// Logs a request, and counts it as long as its answer is on the way.
+async fn accompany(mut request: ServiceRequest, next: Next<impl MessageBody + 'static>) -> Result<ServiceResponse<Accompanied>, Error> {
+    let began = Instant::now();
+    let in_flight = request.app_data::<web::Data<Readiness>>().map(|readiness| readiness.request());
+    let unread = UnreadBody::of(&mut request);
+    let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
+    let answer = next.call(request).instrument(span.clone()).await?;
+    span.in_scope(|| tracing::debug!(status = answer.status().as_u16(), duration_ms = began.elapsed().as_millis() as u64, "answered"));
+    Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
+}
+
+/// An answer's body, and what must live until it is sent.
+struct Accompanied {
+    body: BoxBody,
+    _in_flight: Option<InFlight>,
+    _unread: Option<UnreadBody>,
+}
+
+impl MessageBody for Accompanied {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.body).poll_next(context)
+    }
+}
+
+/// A request's body, kept until the answer is sent.
+///
+/// actix-web reads and throws away what is left of a chunked body that nobody holds any more, however long it is and
+/// however slowly it comes. While it is held, the connection is closed after an answer that came before the body's end.
+#[derive(Clone)]
+struct UnreadBody(Rc<RefCell<Payload>>);
+
+impl UnreadBody {
+    fn of(request: &mut ServiceRequest) -> Option<Self> {
+        let payload = request.take_payload();
+        if matches!(payload, Payload::None) {
+            return None;
+        }
+        let unread = Self(Rc::new(RefCell::new(payload)));
+        request.set_payload(Payload::Stream { payload: Box::pin(unread.clone()) });
+        Some(unread)
+    }
+}
+
+impl Stream for UnreadBody {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut *self.0.borrow_mut()).poll_next(context)
+    }
+}

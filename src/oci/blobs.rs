@@ -1,0 +1,77 @@
+//! Blobs: pull, delete, and mount from another repository. Pushes are `uploads`.
+
+use actix_web::http::header::LOCATION;
+use actix_web::{HttpRequest, HttpResponse};
+use flotilla_raft::{Command, LinkRecord, Outcome, ReadError, Refusal, RepositoryName};
+use flotilla_storage::Digest;
+use uuid::Uuid;
+
+use super::content::{self, Content};
+use super::error::OciError;
+use super::extract::query;
+use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Oci, checked, decimal};
+
+/// `GET` and `HEAD /v2/<name>/blobs/<digest>`
+pub(crate) async fn get(oci: &Oci, request: &HttpRequest, repository: &RepositoryName, digest: &str) -> Result<HttpResponse, OciError> {
+    let digest: Digest = digest.parse()?;
+    let link = oci.find(|| link(oci, repository, &digest)).await?;
+    let link = link.ok_or_else(|| OciError::blob_unknown(&digest).revision(oci.consensus.applied_index()))?;
+    let mut answer = HttpResponse::Ok();
+    answer.insert_header((FLOTILLA_REVISION, decimal(link.revision)));
+    let content = Content { digest, size: link.size, inline: link.inline, media_type: "application/octet-stream", hot: false };
+    content::send(oci, request, answer, content).await
+}
+
+/// `DELETE /v2/<name>/blobs/<digest>`: other repositories keep theirs.
+pub(crate) async fn delete(oci: &Oci, repository: RepositoryName, digest: &str) -> Result<HttpResponse, OciError> {
+    oci.remove(Command::UnlinkBlob { repository, digest: digest.parse()? }).await
+}
+
+/// The `mount` of `POST /v2/<name>/blobs/uploads/?mount=<digest>[&from=<name>]`; `None` where an upload has to do it.
+///
+/// A mount is an optimisation: whatever is wrong with it, the client gets the upload that it then expects (C15).
+pub(crate) async fn mount(oci: &Oci, request: &HttpRequest, repository: &RepositoryName) -> Result<Option<HttpResponse>, OciError> {
+    let Some(digest) = query(request, "mount").and_then(|digest| digest.parse::<Digest>().ok()) else { return Ok(None) };
+    let from = match query(request, "from").map(|name| name.parse::<RepositoryName>()) {
+        None => None,
+        Some(Ok(from)) => Some(from),
+        Some(Err(_)) => return Ok(None),
+    };
+    if let Some(held) = link(oci, repository, &digest)? {
+        return Ok(Some(mounted(repository, &digest, held.revision)));
+    }
+    // Asked before it is proposed: most attempts fail, and each would be an entry in the log.
+    if !may_be_mounted(oci, from.as_ref(), &digest)? {
+        match oci.consensus.read_barrier().await {
+            Ok(()) if may_be_mounted(oci, from.as_ref(), &digest)? => {}
+            // Without a quorum the upload says so.
+            Ok(()) | Err(ReadError::NoQuorum) => return Ok(None),
+            Err(error @ ReadError::Stopped) => return Err(error.into()),
+        }
+    }
+    let answer = oci.consensus.propose(Uuid::new_v4(), Command::MountBlob { repository: repository.clone(), from, digest }).await?;
+    match answer.result {
+        Ok(Outcome::Done | Outcome::Mounted { .. }) => Ok(Some(mounted(repository, &digest, answer.revision))),
+        Err(Refusal::BlobUnknown | Refusal::RepositoryUnknown | Refusal::HoldersGone) => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+fn link(oci: &Oci, repository: &RepositoryName, digest: &Digest) -> Result<Option<LinkRecord>, OciError> {
+    Ok(oci.consensus.registry().link(repository, digest)?)
+}
+
+fn may_be_mounted(oci: &Oci, from: Option<&RepositoryName>, digest: &Digest) -> Result<bool, OciError> {
+    match from {
+        Some(from) => Ok(link(oci, from, digest)?.is_some()),
+        None => Ok(oci.consensus.registry().blob_anywhere(digest)?.is_some()),
+    }
+}
+
+fn mounted(repository: &RepositoryName, digest: &Digest, revision: u64) -> HttpResponse {
+    HttpResponse::Created()
+        .insert_header((LOCATION, checked(format_args!("/v2/{repository}/blobs/{digest}"))))
+        .insert_header((DOCKER_CONTENT_DIGEST, checked(digest)))
+        .insert_header((FLOTILLA_REVISION, decimal(revision)))
+        .finish()
+}

@@ -1,0 +1,319 @@
+//! The one place where errors become OCI codes and HTTP statuses (distribution specification, «Error Codes»).
+
+use std::fmt;
+
+use actix_web::error::PayloadError;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, HeaderName, HeaderValue, RETRY_AFTER};
+use actix_web::{HttpResponse, ResponseError};
+use flotilla_raft::{InvalidName, ProposeError, ReadError, Refusal};
+use flotilla_storage::{Digest, ParseDigestError, StorageError};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{FLOTILLA_REVISION, checked, decimal};
+use crate::replication::{ReadBlobError, StoreError};
+
+/// The codes of the specification that this registry uses, and two that it lacks: `UNAVAILABLE` and `UNKNOWN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Code {
+    /// The repository does not hold the blob.
+    BlobUnknown,
+    /// A chunk or a closing request that does not fit its session.
+    BlobUploadInvalid,
+    /// No such upload session.
+    BlobUploadUnknown,
+    /// Not a digest, not a supported one, or not that of the content.
+    DigestInvalid,
+    /// The manifest names content that the repository does not hold.
+    ManifestBlobUnknown,
+    /// The manifest, its media type or its tag is not valid.
+    ManifestInvalid,
+    /// The repository does not hold the manifest.
+    ManifestUnknown,
+    /// Not a repository name.
+    NameInvalid,
+    /// No repository of this name.
+    NameUnknown,
+    /// Too large, or another length than was promised.
+    SizeInvalid,
+    /// The client should come back later.
+    #[serde(rename = "TOOMANYREQUESTS")]
+    TooManyRequests,
+    /// No majority, no copy within reach, or a node that is going down: come back later.
+    Unavailable,
+    /// Our own mistake.
+    Unknown,
+    /// The operation does not exist here.
+    Unsupported,
+}
+
+/// An answer that says no, in the specification's form.
+#[derive(Debug)]
+pub(crate) struct OciError {
+    status: StatusCode,
+    entries: Vec<Entry>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    code: Code,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<serde_json::Value>,
+}
+
+impl OciError {
+    /// An answer with one error.
+    pub(crate) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self { status, entries: vec![Entry { code, message: message.into(), detail: None }], headers: Vec::new() }
+    }
+
+    /// 400 with one error.
+    pub(crate) fn bad_request(code: Code, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 404 with one error.
+    pub(crate) fn not_found(code: Code, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// 503: the client should try again, here or at another node.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        // A second is about what an election takes; containerd and others go to the next node at once.
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message).header(RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// 500: a mistake of ours, which the log explains and the client does not see.
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "internal error; the node's log says more")
+    }
+
+    /// 404 for a manifest that the repository does not hold.
+    pub(crate) fn manifest_unknown(reference: impl fmt::Display) -> Self {
+        Self::not_found(Code::ManifestUnknown, format!("manifest {reference} is not in the repository"))
+    }
+
+    /// 404 for a blob that the repository does not hold.
+    pub(crate) fn blob_unknown(digest: &Digest) -> Self {
+        Self::not_found(Code::BlobUnknown, format!("blob {digest} is not in the repository"))
+    }
+
+    /// 404 for a path that names nothing here.
+    pub(crate) fn no_such_endpoint() -> Self {
+        Self::not_found(Code::Unsupported, "no such endpoint")
+    }
+
+    /// 405, naming the methods that the resource has.
+    pub(crate) fn method_not_allowed(methods: &'static str) -> Self {
+        let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, format!("methods here: {methods}"));
+        error.header(ALLOW, HeaderValue::from_static(methods))
+    }
+
+    /// 413 for a body over its limit.
+    pub(crate) fn too_large(limit: u64) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, format!("the body is larger than {limit} bytes"))
+    }
+
+    /// 408 for a body that stands still.
+    pub(crate) fn stalled() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, Code::SizeInvalid, "no byte of the body came within the time limit")
+    }
+
+    /// 400 for a body that ends before it should.
+    pub(crate) fn cut_short() -> Self {
+        Self::bad_request(Code::SizeInvalid, "the body ended early")
+    }
+
+    /// 416 for ranges of which nothing is there.
+    pub(crate) fn range_not_satisfiable(size: u64) -> Self {
+        let error = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::SizeInvalid, format!("the content has {size} bytes"));
+        error.header(CONTENT_RANGE, checked(format_args!("bytes */{size}"))).header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+    }
+
+    /// Adds a header.
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Adds the revision of what was read.
+    pub(crate) fn revision(self, revision: u64) -> Self {
+        self.header(FLOTILLA_REVISION, decimal(revision))
+    }
+}
+
+impl fmt::Display for OciError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<&str> = self.entries.iter().map(|entry| entry.message.as_str()).collect();
+        write!(out, "{}: {}", self.status, messages.join("; "))
+    }
+}
+
+impl std::error::Error for OciError {}
+
+impl ResponseError for OciError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut answer = HttpResponse::build(self.status);
+        for (name, value) in &self.headers {
+            answer.append_header((name, value));
+        }
+        answer.json(json!({ "errors": self.entries }))
+    }
+}
+
+impl From<ProposeError> for OciError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NoQuorum => no_quorum(),
+            ProposeError::OutcomeUnknown => outcome_unknown(),
+            ProposeError::Stopped(_) => stopping(),
+        }
+    }
+}
+
+impl From<ReadError> for OciError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NoQuorum => no_quorum(),
+            ReadError::Stopped => stopping(),
+        }
+    }
+}
+
+impl From<Refusal> for OciError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::RepositoryUnknown => Self::not_found(Code::NameUnknown, message),
+            Refusal::ManifestUnknown | Refusal::TagUnknown => Self::not_found(Code::ManifestUnknown, message),
+            Refusal::BlobUnknown => Self::not_found(Code::BlobUnknown, message),
+            Refusal::ContentMissing(digests) => content_missing(&digests),
+            Refusal::HoldersGone => Self::unavailable(message),
+            Refusal::RequestExpired => outcome_unknown(),
+        }
+    }
+}
+
+impl From<StoreError> for OciError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoQuorum => Self::unavailable("too few nodes could take a copy; nothing was stored under a name"),
+            StoreError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReadBlobError> for OciError {
+    fn from(error: ReadBlobError) -> Self {
+        match error {
+            ReadBlobError::Unreachable => Self::unavailable("no node that holds the content can be reached"),
+            ReadBlobError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<StorageError> for OciError {
+    fn from(error: StorageError) -> Self {
+        // Paths and the disk's state are for the operator, not for clients.
+        tracing::error!(error = &error as &dyn std::error::Error, "storage failed during a request");
+        Self::internal()
+    }
+}
+
+impl From<InvalidName> for OciError {
+    fn from(error: InvalidName) -> Self {
+        let message = error.to_string();
+        match error {
+            InvalidName::Repository => Self::bad_request(Code::NameInvalid, message),
+            // The specification has no code for tags.
+            InvalidName::Tag => Self::bad_request(Code::ManifestInvalid, message),
+        }
+    }
+}
+
+impl From<ParseDigestError> for OciError {
+    fn from(error: ParseDigestError) -> Self {
+        Self::bad_request(Code::DigestInvalid, error.to_string())
+    }
+}
+
+impl From<PayloadError> for OciError {
+    fn from(error: PayloadError) -> Self {
+        match error {
+            PayloadError::Incomplete(_) | PayloadError::Io(_) => Self::cut_short(),
+            PayloadError::Overflow => Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, error.to_string()),
+            PayloadError::EncodingCorrupted | PayloadError::UnknownLength => Self::bad_request(Code::SizeInvalid, error.to_string()),
+            // The enum is open: what actix-web adds is the body's fault as well.
+            _ => Self::bad_request(Code::SizeInvalid, error.to_string()),
+        }
+    }
+}
+
+fn no_quorum() -> OciError {
+    OciError::unavailable("no majority of the nodes answers; nothing was changed")
+}
+
+fn outcome_unknown() -> OciError {
+    OciError::unavailable("the outcome is not known: the change may still take effect; ask, or send it again")
+}
+
+fn stopping() -> OciError {
+    OciError::unavailable("this node is stopping")
+}
+
+/// One error for each digest, so that clients see all that they have to push.
+fn content_missing(digests: &[Digest]) -> OciError {
+    let entry = |digest: &Digest| Entry {
+        code: Code::ManifestBlobUnknown,
+        message: format!("the manifest names {digest}, which is not in the repository"),
+        detail: Some(json!({ "digest": digest })),
+    };
+    OciError { status: StatusCode::BAD_REQUEST, entries: digests.iter().map(entry).collect(), headers: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::body::to_bytes;
+    use flotilla_storage::Algorithm;
+
+    use super::*;
+
+    async fn body(error: OciError) -> serde_json::Value {
+        let answer = error.error_response();
+        assert_eq!(answer.headers().get("content-type").unwrap(), "application/json");
+        serde_json::from_slice(&to_bytes(answer.into_body()).await.unwrap()).unwrap()
+    }
+
+    #[actix_web::test]
+    async fn every_missing_digest_is_named() {
+        let digests = [b"a", b"b"].map(|bytes| Digest::of(Algorithm::Sha256, bytes));
+        let body = body(Refusal::ContentMissing(digests.to_vec()).into()).await;
+        for (entry, digest) in body["errors"].as_array().unwrap().iter().zip(digests) {
+            assert_eq!(entry["code"], "MANIFEST_BLOB_UNKNOWN");
+            assert_eq!(entry["detail"]["digest"], digest.to_string());
+        }
+        assert_eq!(body["errors"].as_array().unwrap().len(), 2);
+    }
+
+    #[actix_web::test]
+    async fn without_a_quorum_clients_are_told_when_to_come_back() {
+        let answer = OciError::from(ProposeError::NoQuorum).error_response();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers().get("retry-after").unwrap(), "1");
+        assert_eq!(body(ProposeError::OutcomeUnknown.into()).await["errors"][0]["code"], "UNAVAILABLE");
+    }
+
+    #[actix_web::test]
+    async fn codes_are_spelled_as_in_the_specification() {
+        assert_eq!(body(OciError::bad_request(Code::TooManyRequests, "x")).await["errors"][0]["code"], "TOOMANYREQUESTS");
+        assert_eq!(body(OciError::bad_request(Code::BlobUploadUnknown, "x")).await["errors"][0]["code"], "BLOB_UPLOAD_UNKNOWN");
+    }
+}

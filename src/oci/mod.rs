@@ -1,0 +1,124 @@
+//! The OCI Distribution API: `crate::http` routes a request here, these handlers answer it.
+
+mod blobs;
+mod catalog;
+mod content;
+mod error;
+mod extract;
+mod manifest_document;
+mod manifests;
+mod tags;
+pub(crate) mod uploads;
+
+use std::sync::Arc;
+
+use actix_web::HttpResponse;
+use actix_web::http::header::{HeaderName, HeaderValue};
+use flotilla_raft::{Consensus, ReadError};
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::replication::Replication;
+
+pub(crate) use blobs::{delete as delete_blob, get as get_blob, mount as mount_blob};
+pub(crate) use catalog::list as list_repositories;
+pub(crate) use content::strip_body;
+pub(crate) use error::{Code, OciError};
+pub(crate) use extract::{Route, repository};
+pub(crate) use manifests::{delete as delete_manifest, get as get_manifest, put as put_manifest};
+pub(crate) use tags::list as list_tags;
+
+/// The log index at which what an answer tells last changed.
+pub(crate) const FLOTILLA_REVISION: HeaderName = HeaderName::from_static("flotilla-revision");
+
+/// The digest of what an answer carries, as the client named it.
+pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// What docker looks for to tell a registry from something else.
+pub(crate) const DOCKER_DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// What the handlers share, once for all workers.
+pub(crate) struct Oci {
+    /// Agreement and the applied state.
+    pub(crate) consensus: Consensus,
+    /// The bytes of blobs.
+    pub(crate) replication: Replication,
+    /// The node's settings.
+    pub(crate) config: Arc<Config>,
+    hot: content::HotBodies,
+}
+
+impl Oci {
+    /// Nothing is cached yet.
+    pub(crate) fn new(consensus: Consensus, replication: Replication, config: Arc<Config>) -> Self {
+        Self { consensus, replication, config, hot: content::HotBodies::new() }
+    }
+
+    /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.
+    async fn catch_up(&self) -> Result<Freshness, OciError> {
+        match self.consensus.read_barrier().await {
+            Ok(()) => Ok(Freshness::Current),
+            Err(ReadError::NoQuorum) => Ok(Freshness::Stale),
+            Err(error @ ReadError::Stopped) => Err(error.into()),
+        }
+    }
+
+    /// A look-up of what never changes once it is there: a local yes is enough, a local no is confirmed by all.
+    async fn find<T>(&self, look: impl Fn() -> Result<Option<T>, OciError>) -> Result<Option<T>, OciError> {
+        if let Some(found) = look()? {
+            return Ok(Some(found));
+        }
+        self.consensus.read_barrier().await?;
+        look()
+    }
+
+    /// Proposes a removal and waits until no node that answers shows what was removed.
+    async fn remove(&self, command: flotilla_raft::Command) -> Result<HttpResponse, OciError> {
+        let answer = self.consensus.propose(Uuid::new_v4(), command).await?;
+        answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
+        self.consensus.wait_applied_everywhere(answer.revision).await;
+        Ok(HttpResponse::Accepted().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).finish())
+    }
+}
+
+/// How far an answer from local state can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freshness {
+    /// As new as the request.
+    Current,
+    /// Perhaps older: no majority answered.
+    Stale,
+}
+
+impl Freshness {
+    /// The header that says so, in the specification's form.
+    fn warning(self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::Current => None,
+            Self::Stale => Some((actix_web::http::header::WARNING, HeaderValue::from_static("299 - \"no quorum: this answer may be stale\""))),
+        }
+    }
+
+    /// An error of a look-up that found nothing; a stale nothing proves nothing.
+    fn missing(self, error: OciError) -> OciError {
+        match self {
+            Self::Current => error,
+            Self::Stale => ReadError::NoQuorum.into(),
+        }
+    }
+}
+
+/// `GET /v2/`
+pub(crate) fn base() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body("{}")
+}
+
+/// A number as a header's value.
+fn decimal(number: u64) -> HeaderValue {
+    HeaderValue::from(number)
+}
+
+/// A text that came from a checked type as a header's value.
+fn checked(text: impl std::fmt::Display) -> HeaderValue {
+    HeaderValue::try_from(text.to_string()).expect("names, digests and media types are visible ASCII")
+}

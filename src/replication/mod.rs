@@ -1,0 +1,167 @@
+//! Blob bytes between nodes: upload sessions, copies on enough nodes before a name is committed, reads from whoever
+//! holds a blob, and repair of what is missing.
+//!
+//! **Never** decides what exists: that is the log's. A blob's file without a link is nothing that a client can see,
+//! and a link whose file is elsewhere is served from there.
+//!
+//! A push: `oci::uploads` → [`Session`] → `writer` (this disk) and `fanout` → `peers` → *network* → `serve` →
+//! `copies` (other disks) → `finish` → `Consensus::propose`. A pull: `oci::blobs` → `read` → file or `peers`.
+
+mod copies;
+mod fanout;
+mod finish;
+mod keep;
+mod peers;
+mod pieces;
+mod placement;
+mod read;
+mod repair;
+mod serve;
+mod session;
+mod sessions;
+mod store;
+mod tally;
+mod upload_id;
+mod writer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_raft::{Consensus, NodeId};
+use flotilla_storage::BlobStore;
+use futures::Stream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Config;
+use copies::{Copies, Limits};
+use keep::Claims;
+use sessions::Sessions;
+use tally::Tally;
+
+pub(crate) use finish::Finished;
+pub(crate) use peers::{PeerError, Peers, UploadTarget};
+pub(crate) use pieces::{BodyError, Pieces};
+pub(crate) use read::{BlobStream, ReadBlobError};
+pub(crate) use serve::configure_peer;
+pub(crate) use session::{Session, Turn, UploadError};
+pub(crate) use store::StoreError;
+
+/// A node's blobs and upload sessions, as part of the cluster. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Replication {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    consensus: Consensus,
+    blobs: BlobStore,
+    config: Arc<Config>,
+    peers: Peers,
+    sessions: Sessions,
+    copies: Copies,
+    claims: Claims,
+    tally: Tally,
+    stop: CancellationToken,
+}
+
+impl Replication {
+    /// Nothing runs until [`Replication::start`].
+    ///
+    /// # Errors
+    /// The HTTP client could not be set up.
+    pub(crate) fn new(consensus: Consensus, blobs: BlobStore, config: Arc<Config>) -> Result<Self, reqwest::Error> {
+        let limits = Limits {
+            // Each other node may have as many sessions open as this one.
+            copies: config.max_uploads.saturating_mul(config.replicas),
+            blob_size: config.max_blob_size.as_u64(),
+            // The owner ends a body that stalls; here only an owner that died without a word is noticed.
+            stall: config.body_timeout * 2,
+        };
+        let inner = Inner {
+            peers: Peers::new()?,
+            copies: Copies::new(blobs.clone(), limits),
+            sessions: Sessions::default(),
+            claims: Claims::default(),
+            tally: Tally::default(),
+            stop: CancellationToken::new(),
+            consensus,
+            blobs,
+            config,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Starts repair, and the end of uploads that were given up.
+    pub(crate) fn start(&self) {
+        tokio::spawn(repair::Repair::new(self.clone()).run(self.inner.stop.clone()));
+        tokio::spawn(self.clone().sweep_uploads(self.inner.stop.clone()));
+    }
+
+    /// Ends what [`Replication::start`] started. Requests are still served.
+    pub(crate) fn stop(&self) {
+        self.inner.stop.cancel();
+    }
+
+    /// This node's id.
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.consensus().node_id()
+    }
+
+    /// Whether a majority answers: without one no upload can be finished.
+    pub(crate) fn quorum_reachable(&self) -> bool {
+        self.consensus().quorum_reachable()
+    }
+
+    /// Gathers a client's body into pieces, each of which must come within the configured time.
+    pub(crate) fn pieces<S, E>(&self, body: S) -> Pieces<S>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+    {
+        Pieces::new(body, self.config().body_timeout)
+    }
+
+    /// How many blobs that belong on this node it holds, and how many it misses.
+    pub(crate) fn held_and_missing(&self) -> (u64, u64) {
+        self.tally().counts()
+    }
+
+    /// The node that holds an upload session; `None` for an id that no node gave out.
+    pub(crate) fn upload_owner(&self, id: &Uuid) -> Option<NodeId> {
+        upload_id::owner(id)
+    }
+
+    /// The client side of what nodes ask each other.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// Agreement and the applied state.
+    pub(crate) fn consensus(&self) -> &Consensus {
+        &self.inner.consensus
+    }
+
+    fn blobs(&self) -> &BlobStore {
+        &self.inner.blobs
+    }
+
+    fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+
+    fn copies(&self) -> &Copies {
+        &self.inner.copies
+    }
+
+    fn claims(&self) -> &Claims {
+        &self.inner.claims
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.inner.tally
+    }
+}

@@ -1,0 +1,253 @@
+//! Reads a blob: from this node's file, else from a node that holds it, and from the next one when that dies.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use flotilla_raft::{Member, NodeId};
+use flotilla_storage::{BlobStore, Digest, StorageError};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::keep::Keeper;
+use super::peers::STALL_TIMEOUT;
+use super::pieces::{Buffer, Transfer};
+use super::writer::blocking;
+use super::{Replication, placement};
+
+/// Why a blob cannot be read now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadBlobError {
+    /// Not here, and no node that has it answers.
+    #[error("no node that holds the blob can be reached")]
+    Unreachable,
+    /// This node's disk failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// The bytes of a blob, in pieces.
+pub(crate) struct BlobStream(BoxStream<'static, io::Result<Bytes>>);
+
+impl Stream for BlobStream {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl Replication {
+    /// The bytes `range` of a blob of `size` bytes. Errors after the first byte mean that no node could go on.
+    ///
+    /// # Errors
+    /// The first byte cannot be had from anywhere.
+    pub(crate) async fn read(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<BlobStream, ReadBlobError> {
+        if let Some(local) = self.read_local(digest, range.clone()).await? {
+            return Ok(local);
+        }
+        self.read_remote(digest, size, range).await
+    }
+
+    /// The bytes of this node's own copy; `None` where it has none.
+    pub(super) async fn read_local(&self, digest: &Digest, range: Range<u64>) -> Result<Option<BlobStream>, StorageError> {
+        let (blobs, digest) = (self.blobs().clone(), *digest);
+        let transfer = Transfer::begin();
+        let mut position = range.start;
+        let first_size = piece_length(&transfer, &range, position);
+        // Opening and the first piece are one trip to the blocking pool: most blobs have no second piece.
+        let opened = blocking(move || -> Result<_, StorageError> {
+            let Some((file, _)) = blobs.open_blob(&digest)? else { return Ok(None) };
+            let first = read_piece(&file, position, first_size)
+                .map_err(|error| StorageError::io(&blobs.path(&digest), error))?;
+            Ok(Some((file, first)))
+        });
+        let Some((file, first)) = opened.await?? else { return Ok(None) };
+        position += first.len() as u64;
+        let rest = FileStream { file: Arc::new(file), transfer, range, position, ahead: None };
+        Ok(Some(BlobStream(rest.after(first).boxed())))
+    }
+
+    async fn read_remote(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<BlobStream, ReadBlobError> {
+        let keeper = match range.start == 0 && range.end == size && self.belongs_here(digest) {
+            true => Keeper::begin(self, *digest, size).await,
+            false => None,
+        };
+        let mut remote = Remote {
+            replication: self.clone(),
+            digest: *digest,
+            range,
+            holders: self.holders_to_ask(digest),
+            progressed: false,
+            chunks: None,
+            keeper,
+        };
+        let Some(first) = remote.next().await else { return Ok(BlobStream(stream::empty().boxed())) };
+        let first = first.map_err(|_| ReadBlobError::Unreachable)?;
+        let rest = stream::unfold(remote, |mut remote| async move { remote.next().await.map(|item| (item, remote)) });
+        Ok(BlobStream(stream::once(async { Ok(first) }).chain(rest).boxed()))
+    }
+
+    /// Whether placement gives this node a copy.
+    pub(super) fn belongs_here(&self, digest: &Digest) -> bool {
+        let members: Vec<NodeId> = self.consensus().members().iter().map(|member| member.id).collect();
+        placement::placed(digest, &members, self.config().replicas).contains(&self.consensus().node_id())
+    }
+
+    /// All other members: those that answer first, and among them those that should have the blob.
+    pub(super) fn holders_to_ask(&self, digest: &Digest) -> VecDeque<Member> {
+        let own = self.consensus().node_id();
+        let members = self.consensus().members();
+        let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+        let mut ranked = placement::ranked(digest.as_bytes(), &ids);
+        // A stable sort: the order of placement stays among those that answer, and among those that do not.
+        ranked.sort_by_key(|id| !self.consensus().reachable(*id));
+        let others = ranked.into_iter().filter(|id| *id != own);
+        others.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
+    }
+}
+
+/// A blob on its way from other nodes.
+struct Remote {
+    replication: Replication,
+    digest: Digest,
+    /// What is still to come.
+    range: Range<u64>,
+    /// Not asked yet since the last byte came.
+    holders: VecDeque<Member>,
+    progressed: bool,
+    chunks: Option<BoxStream<'static, io::Result<Bytes>>>,
+    keeper: Option<Keeper>,
+}
+
+impl Remote {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        while !self.range.is_empty() {
+            if self.chunks.is_none() && !self.connect().await {
+                return Some(Err(io::Error::new(io::ErrorKind::NotFound, "no node could go on with the blob")));
+            }
+            if let Some(chunk) = self.chunk().await {
+                self.range.start += chunk.len() as u64;
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.push(&chunk).await;
+                }
+                return Some(Ok(chunk));
+            }
+            self.chunks = None;
+        }
+        // Dropped with every byte of the blob in it, the keeper seals its copy.
+        self.keeper = None;
+        None
+    }
+
+    /// Asks one holder after the other until one answers.
+    async fn connect(&mut self) -> bool {
+        // After a break all may be asked again, those too that failed before: each byte is a new chance.
+        if std::mem::take(&mut self.progressed) {
+            self.holders = self.replication.holders_to_ask(&self.digest);
+        }
+        while let Some(peer) = self.holders.pop_front() {
+            match self.replication.peers().get(&peer, &self.digest, self.range.clone()).await {
+                Ok(response) => {
+                    self.chunks = Some(response.bytes_stream().map_err(io::Error::other).boxed());
+                    return true;
+                }
+                Err(error) => tracing::debug!(digest = %self.digest, %error, "a node could not give a blob"),
+            }
+        }
+        false
+    }
+
+    /// The next bytes of the current connection; `None` when it broke, stalled or ended too early.
+    async fn chunk(&mut self) -> Option<Bytes> {
+        let chunks = self.chunks.as_mut()?;
+        let mut chunk = timeout(STALL_TIMEOUT, chunks.next()).await.ok()??.ok()?;
+        if chunk.is_empty() {
+            return None;
+        }
+        let left = self.range.end - self.range.start;
+        if chunk.len() as u64 > left {
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        }
+        self.progressed = true;
+        Some(chunk)
+    }
+}
+
+/// A file read piece by piece, one piece ahead of what was taken.
+struct FileStream {
+    file: Arc<File>,
+    transfer: Transfer,
+    range: Range<u64>,
+    /// Where the next piece to be read begins.
+    position: u64,
+    ahead: Option<JoinHandle<io::Result<Bytes>>>,
+}
+
+impl FileStream {
+    fn after(mut self, first: Bytes) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        self.read_ahead();
+        let first = (!first.is_empty()).then_some(Ok(first));
+        let rest = stream::unfold(self, |mut file| async move { file.next().await.map(|piece| (piece, file)) });
+        stream::iter(first).chain(rest)
+    }
+
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let ahead = self.ahead.take()?;
+        let piece = ahead.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        match &piece {
+            Ok(piece) => {
+                self.position += piece.len() as u64;
+                self.read_ahead();
+            }
+            Err(error) => tracing::error!(%error, "a blob's file could not be read"),
+        }
+        Some(piece)
+    }
+
+    fn read_ahead(&mut self) {
+        let length = piece_length(&self.transfer, &self.range, self.position);
+        if length > 0 {
+            let (file, position) = (Arc::clone(&self.file), self.position);
+            self.ahead = Some(tokio::task::spawn_blocking(move || read_piece(&file, position, length)));
+        }
+    }
+}
+
+fn piece_length(transfer: &Transfer, range: &Range<u64>, position: u64) -> usize {
+    let left = usize::try_from(range.end.saturating_sub(position)).unwrap_or(usize::MAX);
+    left.min(transfer.piece_size())
+}
+
+fn read_piece(file: &File, position: u64, length: usize) -> io::Result<Bytes> {
+    if length == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut buffer = Buffer::new(length);
+    file.read_exact_at(buffer.whole(), position)?;
+    Ok(buffer.freeze())
+}
+
+/// The bytes of this node's own copy, opened when they are first asked for.
+pub(super) fn local_file(
+    blobs: BlobStore,
+    digest: Digest,
+    range: Range<u64>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let opened = async move {
+        let opened = blocking(move || blobs.open_blob(&digest)).await.map_err(io::Error::other)?;
+        let (file, _) = opened?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+        let position = range.start;
+        let stream = FileStream { file: Arc::new(file), transfer: Transfer::begin(), range, position, ahead: None };
+        Ok::<_, io::Error>(stream.after(Bytes::new()))
+    };
+    stream::once(opened).try_flatten()
+}

@@ -1,0 +1,296 @@
+//! Fetches the blobs that belong on this node and are not here.
+//!
+//! A pushed blob normally comes by the pusher's stream. What that did not bring is found in two ways: by looking,
+//! shortly after its name was committed, and by comparing everything from time to time.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use flotilla_raft::{AppliedBlob, NodeId};
+use flotilla_storage::{Digest, SealError, StorageError};
+use futures::StreamExt;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Replication;
+use super::peers::STALL_TIMEOUT;
+use super::placement;
+use super::tally::Seen;
+use super::writer::{Writer, blocking};
+
+/// How long after its name was committed a blob is looked for: the pusher's stream is usually still bringing it.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// How long, and how often, it is waited for while a copy that may be it is still arriving.
+const ARRIVING: Duration = Duration::from_secs(1);
+const ARRIVING_TIMES: u8 = 10;
+
+/// Names committed but not looked for yet; with more, a scan finds the rest.
+const FRESH_MAX: usize = 10_000;
+
+/// Fetches at a time. Repair must leave disk and network to clients.
+const FETCHES: usize = 3;
+
+/// The time between two comparisons of everything.
+const SCAN_EVERY: Duration = Duration::from_secs(600);
+
+/// Rows of state read at a time by a scan.
+const SCAN_ROWS: usize = 1_000;
+
+/// The pause after a failed fetch doubles from the first to the last of these.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The repair of one node.
+pub(super) struct Repair {
+    replication: Replication,
+    fresh: VecDeque<Fresh>,
+    failed: HashMap<Digest, Pause>,
+    fetches: JoinSet<(Digest, Result<(), FetchError>)>,
+    fetching: Vec<Digest>,
+    members: Vec<NodeId>,
+    next_scan: Instant,
+}
+
+/// A blob whose name was committed.
+struct Fresh {
+    digest: Digest,
+    size: u64,
+    /// When to look for it, and how often that was put off.
+    due: Instant,
+    put_off: u8,
+}
+
+struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+/// What was found of a blob that belongs here.
+struct Found {
+    digest: Digest,
+    held: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("no node could give it")]
+    Nowhere,
+    #[error("it is being fetched already, or too much is")]
+    Busy,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl Repair {
+    /// Compares everything first.
+    pub(super) fn new(replication: Replication) -> Self {
+        Self {
+            replication,
+            fresh: VecDeque::new(),
+            failed: HashMap::new(),
+            fetches: JoinSet::new(),
+            fetching: Vec::new(),
+            members: Vec::new(),
+            next_scan: Instant::now(),
+        }
+    }
+
+    /// Works until told to stop.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut applied = self.replication.consensus().applied_blobs();
+        loop {
+            if let Err(error) = self.step().await {
+                tracing::error!(%error, "blobs could not be compared with what should be here");
+                self.next_scan = Instant::now() + FIRST_PAUSE;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep_until(wake) => {}
+                Some(fetched) = self.fetches.join_next() => self.fetched(fetched.ok()),
+                event = applied.recv() => match event {
+                    Ok(AppliedBlob::Linked { digest, size }) => self.committed(digest, size),
+                    // What they said can only be found by comparing.
+                    Ok(AppliedBlob::Everything) | Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
+                    Err(RecvError::Closed) => return,
+                },
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), StorageError> {
+        let mut members: Vec<NodeId> = self.replication.consensus().members().iter().map(|m| m.id).collect();
+        members.sort_unstable();
+        // Another membership is another placement.
+        if self.next_scan <= Instant::now() || members != self.members {
+            self.members = members;
+            self.scan().await?;
+            self.next_scan = Instant::now() + SCAN_EVERY;
+        }
+        self.look_for_fresh().await?;
+        self.begin_fetches();
+        let (held, missing) = self.replication.held_and_missing();
+        self.replication.consensus().set_blob_counts(held, missing);
+        Ok(())
+    }
+
+    /// When there is something to do next even if nothing happens.
+    fn wake_at(&self) -> Instant {
+        let soon = Instant::now() + Duration::from_secs(1);
+        let fresh = self.fresh.front().map_or(soon, |fresh| fresh.due);
+        soon.min(fresh)
+    }
+
+    fn committed(&mut self, digest: Digest, size: u64) {
+        // A blob pushed to many repositories is committed once for each.
+        if self.replication.tally().is_held(&digest) {
+            return;
+        }
+        if self.fresh.len() >= FRESH_MAX {
+            self.next_scan = Instant::now();
+            return;
+        }
+        self.fresh.push_back(Fresh { digest, size, due: Instant::now() + GRACE, put_off: 0 });
+    }
+
+    async fn look_for_fresh(&mut self) -> Result<(), StorageError> {
+        let now = Instant::now();
+        let due = self.fresh.iter().take_while(|fresh| fresh.due <= now).count();
+        let due: Vec<Fresh> = self.fresh.drain(..due).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let found = self.compare(due.iter().map(|fresh| (fresh.digest, fresh.size)).collect()).await?;
+        let missing: HashSet<Digest> = found.into_iter().filter(|found| !found.held).map(|found| found.digest).collect();
+        for fresh in due {
+            let arriving = self.replication.copies().is_arriving(fresh.size, ARRIVING);
+            if missing.contains(&fresh.digest) && arriving && fresh.put_off < ARRIVING_TIMES {
+                self.fresh.push_back(Fresh { due: now + ARRIVING, put_off: fresh.put_off + 1, ..fresh });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks on disk for those blobs that belong here, and counts them.
+    async fn compare(&self, blobs: Vec<(Digest, u64)>) -> Result<Vec<Found>, StorageError> {
+        let replication = self.replication.clone();
+        let members = self.members.clone();
+        blocking(move || {
+            let (own, copies) = (replication.consensus().node_id(), replication.config().replicas);
+            let here = blobs.into_iter().filter(|(digest, _)| placement::placed(digest, &members, copies).contains(&own));
+            here.map(|(digest, size)| {
+                let held = replication.blobs().size(&digest)?.is_some();
+                replication.tally().record(&digest, size, held);
+                Ok(Found { digest, held })
+            })
+            .collect()
+        })
+        .await?
+    }
+
+    /// Compares everything.
+    async fn scan(&self) -> Result<(), StorageError> {
+        let started = Instant::now();
+        let mut after = None;
+        let mut seen = Seen::default();
+        loop {
+            let registry = self.replication.consensus().registry().clone();
+            let (blobs, next) = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
+            self.compare(blobs).await?.iter().for_each(|found| seen.add(&found.digest));
+            match next {
+                Some(_) => after = next,
+                None => break,
+            }
+        }
+        self.replication.tally().retain(&seen);
+        let (held, missing) = self.replication.tally().counts();
+        let duration_ms = started.elapsed().as_millis();
+        tracing::debug!(held, missing, duration_ms, "compared the blobs here with those that should be");
+        Ok(())
+    }
+
+    fn begin_fetches(&mut self) {
+        let now = Instant::now();
+        self.failed.retain(|_, pause| now < pause.until + LAST_PAUSE);
+        let free = FETCHES.saturating_sub(self.fetching.len());
+        if free == 0 {
+            return;
+        }
+        let fresh = &self.fresh;
+        let waits = |digest: &Digest| {
+            self.fetching.contains(digest)
+                || self.failed.get(digest).is_some_and(|pause| now < pause.until)
+                || fresh.iter().any(|fresh| fresh.digest == *digest)
+        };
+        for (digest, size) in self.replication.tally().missing(free, waits) {
+            self.fetching.push(digest);
+            let replication = self.replication.clone();
+            self.fetches.spawn(async move { (digest, replication.fetch(digest, size).await) });
+        }
+        if self.fetching.is_empty() && self.replication.tally().needs_scan() {
+            self.next_scan = self.next_scan.min(now + FIRST_PAUSE);
+        }
+    }
+
+    fn fetched(&mut self, fetched: Option<(Digest, Result<(), FetchError>)>) {
+        let Some((digest, result)) = fetched else {
+            // A fetch panicked; which one is not known any more, but all others will say that they are done.
+            self.fetching.clear();
+            return;
+        };
+        self.fetching.retain(|other| *other != digest);
+        match result {
+            Ok(()) => {
+                self.failed.remove(&digest);
+                tracing::info!(%digest, "fetched a blob that was missing here");
+            }
+            Err(error) => {
+                let before = self.failed.get(&digest).map(|pause| pause.length);
+                let length = before.map_or(FIRST_PAUSE, |length| (length * 2).min(LAST_PAUSE));
+                self.failed.insert(digest, Pause { until: Instant::now() + length, length });
+                tracing::debug!(%digest, %error, "a missing blob could not be fetched yet");
+            }
+        }
+    }
+}
+
+impl Replication {
+    /// Fetches a blob from any node that has it, hashed as it comes in.
+    async fn fetch(&self, digest: Digest, size: u64) -> Result<(), FetchError> {
+        let _claim = self.claims().claim(digest).ok_or(FetchError::Busy)?;
+        let blobs = self.blobs().clone();
+        if blocking(move || blobs.size(&digest)).await??.is_some() {
+            self.tally().came(&digest);
+            return Ok(());
+        }
+        for peer in self.holders_to_ask(&digest) {
+            let blobs = self.blobs().clone();
+            let mut writer = Writer::new(blocking(move || blobs.stage()).await??);
+            let Ok(response) = self.peers().get(&peer, &digest, 0..size).await else { continue };
+            let mut chunks = response.bytes_stream();
+            while let Ok(Some(Ok(chunk))) = timeout(STALL_TIMEOUT, chunks.next()).await {
+                writer.write(chunk).await?;
+                if writer.len() > size {
+                    break;
+                }
+            }
+            if writer.len() != size {
+                continue;
+            }
+            match writer.seal(digest).await {
+                Ok(_) => {
+                    self.tally().came(&digest);
+                    return Ok(());
+                }
+                Err(SealError::Storage(error)) => return Err(error.into()),
+                Err(SealError::DigestMismatch { actual }) => {
+                    tracing::error!(%digest, %actual, node_id = format!("{:012x}", peer.id), "a node gave wrong bytes");
+                }
+            }
+        }
+        Err(FetchError::Nowhere)
+    }
+}

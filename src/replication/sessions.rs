@@ -1,0 +1,153 @@
+//! The upload sessions of this node: found by id and repository, bounded in number and memory, ended after their
+//! time to live.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use flotilla_raft::RepositoryName;
+use flotilla_storage::Algorithm;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::session::{Session, UploadError};
+use super::{Replication, upload_id};
+
+/// What all sessions together may hold in memory, in bytes. Beyond it their bytes go to files at once.
+const MEMORY_MAX: usize = 16 * 1024 * 1024;
+
+/// How often sessions and copies are looked through for those whose time is over.
+const SWEEP_EVERY: Duration = Duration::from_secs(15);
+
+/// A copy that nobody touched for this long is asked for at its owner.
+const ASK_OWNER_AFTER: Duration = Duration::from_secs(30);
+
+/// The sessions that this node owns.
+#[derive(Default)]
+pub(super) struct Sessions {
+    table: Mutex<HashMap<Uuid, Arc<Session>>>,
+    memory: Memory,
+}
+
+/// Counts the bytes that sessions hold in memory.
+#[derive(Clone, Default)]
+pub(super) struct Memory(Arc<AtomicUsize>);
+
+impl Memory {
+    /// Counts `bytes` more; false where that would be too much.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let taken = self.0.fetch_add(bytes, Ordering::Relaxed);
+        let fits = taken + bytes <= MEMORY_MAX;
+        if !fits {
+            self.give_back(bytes);
+        }
+        fits
+    }
+
+    /// Counts `bytes` less.
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Replication {
+    /// Opens an upload session. `algorithm` is what the client says it will use, if it does.
+    ///
+    /// # Errors
+    /// Too many are open.
+    pub(crate) fn open_session(
+        &self,
+        repository: &RepositoryName,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Arc<Session>, UploadError> {
+        let session = self.unlisted_session(repository, algorithm);
+        let mut table = self.sessions().table.lock();
+        if table.len() >= self.config().max_uploads {
+            return Err(UploadError::TooMany);
+        }
+        table.insert(session.id(), Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// A session that lives within one request and cannot be found by its id.
+    pub(crate) fn unlisted_session(&self, repository: &RepositoryName, algorithm: Option<Algorithm>) -> Arc<Session> {
+        let id = upload_id::new(self.consensus().node_id());
+        Arc::new(Session::new(self.clone(), id, repository.clone(), algorithm, self.sessions().memory.clone()))
+    }
+
+    /// An open session of this node. One of another repository is as unknown as one that never was.
+    ///
+    /// # Errors
+    /// `Unknown`.
+    pub(crate) fn find_session(&self, repository: &RepositoryName, id: Uuid) -> Result<Arc<Session>, UploadError> {
+        let table = self.sessions().table.lock();
+        let session = table.get(&id).filter(|session| session.repository() == repository);
+        session.cloned().ok_or(UploadError::Unknown)
+    }
+
+    /// Whether a session of this id is open here.
+    pub(super) fn has_session(&self, id: Uuid) -> bool {
+        self.sessions().table.lock().contains_key(&id)
+    }
+
+    /// Takes a session off the list: it was finished or given up.
+    pub(super) fn close_session(&self, id: Uuid) {
+        self.sessions().table.lock().remove(&id);
+    }
+
+    /// Ends sessions and copies whose time is over, until told to stop.
+    pub(super) async fn sweep_uploads(self, stop: CancellationToken) {
+        let every = SWEEP_EVERY.min(self.config().upload_ttl / 2).max(Duration::from_millis(100));
+        while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+            self.sweep_sessions();
+            self.sweep_copies().await;
+        }
+    }
+
+    fn sweep_sessions(&self) {
+        let limit = self.config().upload_ttl;
+        let mut table = self.sessions().table.lock();
+        let before = table.len();
+        table.retain(|_, session| session.is_busy() || session.idle() < limit);
+        let (ended, open) = (before - table.len(), table.len());
+        if ended > 0 {
+            tracing::info!(ended, open, "ended upload sessions that nobody went on with");
+        }
+    }
+
+    /// Drops the copies whose session is over, or whose owner is no member any more.
+    async fn sweep_copies(&self) {
+        let members = self.consensus().members();
+        for upload in self.copies().idle(ASK_OWNER_AFTER.min(self.config().upload_ttl)) {
+            let owner = upload_id::owner(&upload);
+            let alive = match members.iter().find(|member| Some(member.id) == owner) {
+                None => false,
+                Some(owner) if owner.id == self.consensus().node_id() => false,
+                // An owner that does not answer may be back with its sessions: they end at their time to live.
+                Some(owner) => self.peers().has_session(owner, upload).await.unwrap_or(true),
+            };
+            if !alive {
+                self.copies().remove(upload);
+            }
+        }
+        for upload in self.copies().idle(self.config().upload_ttl) {
+            self.copies().remove(upload);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded() {
+        let memory = Memory::default();
+        assert!(memory.take(MEMORY_MAX));
+        assert!(!memory.take(1));
+        memory.give_back(1);
+        assert!(memory.take(1));
+    }
+}

@@ -1,0 +1,227 @@
+//! Makes bytes durable on enough nodes before their name may be committed (invariant I3).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_raft::{Body, Member, NodeId};
+use flotilla_storage::{Digest, SealError, StorageError};
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::placement;
+use super::read::local_file;
+use super::writer::blocking;
+use super::{Replication, peers};
+
+/// How long copies are tried while a majority is reachable but the copies do not get done.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a wait looks whether a majority is still reachable, and failed peers are asked again.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Why bytes are not durable on enough nodes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Too few nodes took a copy; what this node has it keeps.
+    #[error("too few nodes could take a copy")]
+    NoQuorum,
+    /// This node's disk failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Where the bytes for other nodes come from.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// Memory.
+    Bytes(Bytes),
+    /// This node's own durable copy.
+    File,
+}
+
+/// One blob's copies, as they become durable on other nodes.
+pub(super) struct Copying {
+    replication: Replication,
+    digest: Digest,
+    size: u64,
+    source: Source,
+    done: Vec<NodeId>,
+    /// Asked and not yet failed, or failed since the last pause.
+    asked: Vec<NodeId>,
+    running: JoinSet<(NodeId, bool)>,
+}
+
+impl Replication {
+    /// Makes a body durable here and on enough other nodes. The rest of the copies follow by themselves.
+    ///
+    /// # Errors
+    /// Too few nodes took it, or this one's disk failed.
+    pub(crate) async fn store(&self, bytes: Bytes, digest: &Digest) -> Result<Body, StoreError> {
+        let digest = *digest;
+        let mut copying = Copying::new(self, digest, bytes.len() as u64, Source::Bytes(bytes.clone()));
+        let others = self.needed_copies() - 1;
+        // Other nodes' disks sync while ours does.
+        copying.ask(self.config().replicas.saturating_sub(1).max(others));
+        self.store_locally(bytes, digest).await?;
+        copying.wait(others).await?;
+        let body = copying.body();
+        copying.finish_in_background();
+        Ok(body)
+    }
+
+    async fn store_locally(&self, bytes: Bytes, digest: Digest) -> Result<(), StorageError> {
+        let blobs = self.blobs().clone();
+        let sealed = blocking(move || -> Result<u64, SealError> {
+            if blobs.size(&digest)?.is_some() {
+                return Ok(bytes.len() as u64);
+            }
+            let mut staging = blobs.stage()?;
+            staging.write(&bytes)?;
+            staging.seal(&digest)
+        });
+        match sealed.await? {
+            Ok(_) => {
+                self.tally().came(&digest);
+                Ok(())
+            }
+            Err(SealError::Storage(error)) => Err(error),
+            Err(SealError::DigestMismatch { actual }) => {
+                Err(StorageError::corrupt(format!("a body checked as {digest} was stored as {actual}")))
+            }
+        }
+    }
+
+    /// How many nodes, this one included, must have a blob durably before it is acknowledged.
+    pub(super) fn needed_copies(&self) -> usize {
+        self.config().min_copies.min(self.consensus().members().len()).max(1)
+    }
+}
+
+impl Copying {
+    /// Nothing is copied yet.
+    pub(super) fn new(replication: &Replication, digest: Digest, size: u64, source: Source) -> Self {
+        Self {
+            replication: replication.clone(),
+            digest,
+            size,
+            source,
+            done: Vec::new(),
+            asked: Vec::new(),
+            running: JoinSet::new(),
+        }
+    }
+
+    /// Counts a peer that seals its copy of the upload by itself.
+    pub(super) fn expect(&mut self, node: NodeId, sealed: oneshot::Receiver<()>) {
+        self.asked.push(node);
+        self.running.spawn(async move { (node, sealed.await.is_ok()) });
+    }
+
+    /// The blob's size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Forgets the holders that are no members any more.
+    pub(super) fn forget_gone(&mut self) {
+        let members = self.replication.consensus().members();
+        self.done.retain(|node| members.iter().any(|member| member.id == *node));
+    }
+
+    /// Sends the blob to further peers, so that `wanted` have it or are about to.
+    pub(super) fn ask(&mut self, wanted: usize) {
+        let missing = wanted.saturating_sub(self.done.len() + self.running.len());
+        for peer in self.candidates().into_iter().take(missing) {
+            self.asked.push(peer.id);
+            let (replication, source) = (self.replication.clone(), self.source.clone());
+            let (digest, size) = (self.digest, self.size);
+            self.running.spawn(async move {
+                let sent = replication.send(&peer, &digest, size, source).await;
+                if let Err(error) = &sent {
+                    tracing::warn!(%digest, %error, "a copy of a blob could not be placed");
+                }
+                (peer.id, sent.is_ok())
+            });
+        }
+    }
+
+    /// Reachable peers that were not asked, those first that the blob belongs to.
+    fn candidates(&self) -> Vec<Member> {
+        let peers = self.replication.reachable_peers(self.digest.as_bytes());
+        peers.into_iter().filter(|peer| !self.done.contains(&peer.id) && !self.asked.contains(&peer.id)).collect()
+    }
+
+    /// Waits until `wanted` peers have it durably, asking others where some fail.
+    ///
+    /// # Errors
+    /// They do not get it.
+    pub(super) async fn wait(&mut self, wanted: usize) -> Result<(), StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.done.len() < wanted {
+            self.ask(wanted);
+            if self.running.is_empty() && Instant::now() >= deadline {
+                return Err(StoreError::NoQuorum);
+            }
+            let tick = Instant::now() + TICK;
+            match timeout_at(tick, self.running.join_next()).await {
+                Ok(Some(finished)) => self.finished(finished.ok()),
+                Ok(None) => {
+                    // Everybody failed or is away: pause, then ask all of them again.
+                    tokio::time::sleep_until(tick).await;
+                    self.asked.clear();
+                }
+                Err(_) => {}
+            }
+            if self.done.len() < wanted && !self.replication.consensus().quorum_reachable() {
+                return Err(StoreError::NoQuorum);
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, finished: Option<(NodeId, bool)>) {
+        if let Some((node, true)) = finished {
+            self.done.push(node);
+        }
+    }
+
+    /// Lets go on by itself what is still on its way. A node that gets no copy fetches it.
+    pub(super) fn finish_in_background(mut self) {
+        if !self.running.is_empty() {
+            tokio::spawn(async move { while self.running.join_next().await.is_some() {} });
+        }
+    }
+
+    /// What the log is told, own copy included.
+    pub(super) fn body(&self) -> Body {
+        let mut holders = vec![self.replication.consensus().node_id()];
+        holders.extend_from_slice(&self.done);
+        let min_copies = u32::try_from(self.replication.needed_copies()).unwrap_or(u32::MAX);
+        Body::File { holders, min_copies }
+    }
+}
+
+impl Replication {
+    /// The other members that answer, in the order in which they are asked to keep what `key` names.
+    pub(super) fn reachable_peers(&self, key: &[u8]) -> Vec<Member> {
+        let own = self.consensus().node_id();
+        let members = self.consensus().members();
+        let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+        let ranked = placement::ranked(key, &ids).into_iter().filter(|id| *id != own && self.consensus().reachable(*id));
+        ranked.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
+    }
+
+    async fn send(&self, peer: &Member, digest: &Digest, size: u64, source: Source) -> Result<(), peers::PeerError> {
+        if self.peers().size(peer, digest).await? == Some(size) {
+            return Ok(());
+        }
+        let body: BoxStream<'static, std::io::Result<Bytes>> = match source {
+            Source::Bytes(bytes) => stream::once(async { Ok(bytes) }).boxed(),
+            Source::File => local_file(self.blobs().clone(), *digest, 0..size).boxed(),
+        };
+        self.peers().put(peer, digest, size, body).await
+    }
+}
