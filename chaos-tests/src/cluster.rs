@@ -178,20 +178,23 @@ impl Cluster {
         &self.folder
     }
 
-    /// Waits until every node that is alive answers `/readyz` with 200.
+    /// Waits until every node answers `/readyz` with 200; an error as soon as one of them ends.
     pub async fn wait_ready(&self, within: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
         for node in &self.nodes {
             let left = within.saturating_sub(began.elapsed());
             let client = self.client_of(node).with_timeout(Duration::from_secs(2));
-            until_ok(left, &format!("{} is ready", node.name), async || {
-                ensure!(node.alive(), "{} has ended: {}", node.name, node.log_tail());
+            let ended = until_ok(left, &format!("{} is ready", node.name), async || {
+                if !node.alive() {
+                    return Ok(true);
+                }
                 let reply = client.get("/readyz").await?;
                 ensure!(reply.status == 200, "/readyz answers {} {}", reply.status, reply.text());
-                Ok(())
+                Ok(false)
             })
             .await
             .with_context(|| format!("the log of {} ends: {}", node.name, node.log_tail()))?;
+            ensure!(!ended, "{} has ended: {}", node.name, node.log_tail());
         }
         Ok(())
     }

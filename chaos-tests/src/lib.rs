@@ -7,6 +7,8 @@
 //! pulls through [`client`] and writes down every operation in [`history`] → [`nemesis`] does the
 //! harm → [`checkers`] read the history.
 
+#![warn(missing_docs)]
+
 pub mod balancer;
 pub mod checkers;
 pub mod client;

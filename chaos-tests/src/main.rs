@@ -71,7 +71,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("FAILED (seed {seed}): {error:?}");
+            eprintln!("FAILED (seed {seed}): {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -29,7 +30,8 @@ impl Head {
 /// A connection to one node.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
     read: Vec<u8>,
     authority: String,
 }
@@ -38,7 +40,8 @@ impl Connection {
     /// Connects to `http://host:port`.
     pub async fn open(url: &str) -> io::Result<Self> {
         let authority = url.trim_start_matches("http://").trim_end_matches('/');
-        Ok(Self { stream: TcpStream::connect(authority).await?, read: Vec::new(), authority: authority.to_owned() })
+        let (reader, writer) = TcpStream::connect(authority).await?.into_split();
+        Ok(Self { reader, writer, read: Vec::new(), authority: authority.to_owned() })
     }
 
     /// Sends the head of a request with a `Host`, and these header lines.
@@ -54,8 +57,8 @@ impl Connection {
 
     /// Sends bytes as they are.
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await?;
-        self.stream.flush().await
+        self.writer.write_all(bytes).await?;
+        self.writer.flush().await
     }
 
     /// Sends one piece of a chunked body; an empty one ends it.
@@ -63,6 +66,32 @@ impl Connection {
         self.write(format!("{:x}\r\n", bytes.len()).as_bytes()).await?;
         self.write(bytes).await?;
         self.write(b"\r\n").await
+    }
+
+    /// Sends pieces of a chunked body until the peer answers or that many bytes are sent; how many were, and the answer.
+    pub async fn send_until_answered(
+        &mut self,
+        piece: &[u8],
+        most_bytes: usize,
+        within: Duration,
+    ) -> io::Result<(usize, Head)> {
+        let mut chunk = format!("{:x}\r\n", piece.len()).into_bytes();
+        chunk.extend_from_slice(piece);
+        chunk.extend_from_slice(b"\r\n");
+        let mut sent = 0;
+        while sent < most_bytes && !self.answered() {
+            tokio::select! {
+                biased;
+                more = read_more(&mut self.reader, &mut self.read) => more?,
+                written = self.writer.write_all(&chunk) => {
+                    if written.is_err() {
+                        break;
+                    }
+                    sent += piece.len();
+                }
+            }
+        }
+        Ok((sent, self.head(within).await?))
     }
 
     /// Reads the next head (`100 Continue` is one too); an error when the time is over or the peer closes.
@@ -76,7 +105,7 @@ impl Connection {
     pub async fn body(&mut self, length: usize, within: Duration) -> io::Result<Vec<u8>> {
         let reading = async {
             while self.read.len() < length {
-                self.read_more().await?;
+                read_more(&mut self.reader, &mut self.read).await?;
             }
             Ok(self.read.drain(..length).collect())
         };
@@ -87,7 +116,7 @@ impl Connection {
     pub async fn until_closed(&mut self, within: Duration) -> io::Result<Vec<u8>> {
         let reading = async {
             loop {
-                match self.read_more().await {
+                match read_more(&mut self.reader, &mut self.read).await {
                     Ok(()) => {}
                     // A reset is an end like any other.
                     Err(_) => return std::mem::take(&mut self.read),
@@ -106,18 +135,22 @@ impl Connection {
             if self.read.len() > MAX_HEAD_BYTES {
                 return Err(io::Error::other("a head without an end"));
             }
-            self.read_more().await?;
+            read_more(&mut self.reader, &mut self.read).await?;
         }
     }
 
-    async fn read_more(&mut self) -> io::Result<()> {
-        let mut piece = [0; 8_192];
-        match self.stream.read(&mut piece).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                self.read.extend_from_slice(&piece[..count]);
-                Ok(())
-            }
+    fn answered(&self) -> bool {
+        self.read.windows(4).any(|four| four == b"\r\n\r\n")
+    }
+}
+
+async fn read_more(reader: &mut OwnedReadHalf, read: &mut Vec<u8>) -> io::Result<()> {
+    let mut piece = [0; 8_192];
+    match reader.read(&mut piece).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        count => {
+            read.extend_from_slice(&piece[..count]);
+            Ok(())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! No acknowledged push is lost: once the cluster has healed, each node gives back all of it, intact.
+//! I1, no acknowledged push is lost: once the cluster has healed, each node gives back all of it, intact.
 
 use std::collections::HashMap;
 use std::time::Duration;

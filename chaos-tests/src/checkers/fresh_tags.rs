@@ -1,4 +1,4 @@
-//! A read by tag is never stale: begun after an acknowledged put of that tag had ended, it gives back
+//! I2, a read by tag is never stale: begun after an acknowledged put of that tag had ended, it gives back
 //! that digest or a later one. One client writes each tag, so the puts of a tag have an order.
 
 use std::collections::BTreeMap;

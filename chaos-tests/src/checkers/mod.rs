@@ -1,4 +1,4 @@
-//! One promise per file. A checker reads a history and names each operation that breaks the promise.
+//! One promise of docs/INVARIANTS.md per file. A checker reads a history and names each operation that breaks the promise.
 
 mod acknowledged;
 mod fresh_tags;

@@ -23,7 +23,7 @@ use crate::cluster::{Cluster, Node};
 
 const MIB: u64 = 1 << 20;
 
-/// Prints the most memory that each living node has held; an error if one is over the limit.
+/// I15: prints the most memory that each living node has held; an error if one is over the limit.
 fn check_peak_rss(cluster: &Cluster, limit_mib: u64) -> anyhow::Result<()> {
     let mut over = Vec::new();
     for node in cluster.nodes().iter().filter(|node| node.alive()) {

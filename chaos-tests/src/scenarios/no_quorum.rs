@@ -75,10 +75,10 @@ async fn alone_it_reads_and_refuses(
         ];
         for reply in refused {
             println!("  {attempt}: {} → {} after {:.2?}", reply.request, reply.status, reply.took);
+            let reply = reply.expect(&[503])?;
             ensure!(reply.took <= REFUSED_WITHIN + SLACK, "{} took {:?}", reply.request, reply.took);
             ensure!(reply.header("retry-after").is_some(), "{}: no Retry-After", reply.request);
             ensure!(!reply.codes().is_empty(), "{}: no OCI error: {}", reply.request, reply.text());
-            reply.expect(&[503])?;
         }
     }
     let by_tag = client.manifest(&pushed.repository, &pushed.tag).await?.expect(&[200])?;
