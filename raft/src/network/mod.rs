@@ -75,9 +75,9 @@ impl Call {
     }
 }
 
-/// What became of a forwarded proposal.
+/// What became of a forwarded proposal: the answer to [`Call::Propose`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum ProposeReply {
+pub enum ProposeReply {
     /// It was applied.
     Answered(Answer),
     /// The node that was asked does not lead; nothing is known of the proposal.
