@@ -122,49 +122,28 @@ pub(crate) struct Config {
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize)]
 pub(crate) struct RaftConfig {
     /// Log entries after which a snapshot is taken
-    #[arg(
-        id = "raft.snapshot_every",
-        long = "raft-snapshot-every",
-        value_name = "ENTRIES"
-    )]
+    #[arg(id = "raft.snapshot_every", long = "raft-snapshot-every", value_name = "ENTRIES")]
     #[arg(default_value = "20000", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) snapshot_every: u64,
 
     /// Log entries kept behind a snapshot, for nodes that were away for a short time
-    #[arg(
-        id = "raft.keep",
-        long = "raft-keep",
-        value_name = "ENTRIES",
-        default_value = "5000"
-    )]
+    #[arg(id = "raft.keep", long = "raft-keep", value_name = "ENTRIES", default_value = "5000")]
     pub(crate) keep: u64,
 
     /// Time between two heartbeats of the leader
-    #[arg(
-        id = "raft.heartbeat",
-        long = "raft-heartbeat",
-        value_name = "DURATION"
-    )]
+    #[arg(id = "raft.heartbeat", long = "raft-heartbeat", value_name = "DURATION")]
     #[arg(default_value = "100ms", value_parser = values::duration)]
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) heartbeat: Duration,
 
     /// Shortest time without a leader before a node stands for election
-    #[arg(
-        id = "raft.election_min",
-        long = "raft-election-min",
-        value_name = "DURATION"
-    )]
+    #[arg(id = "raft.election_min", long = "raft-election-min", value_name = "DURATION")]
     #[arg(default_value = "500ms", value_parser = values::duration)]
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) election_min: Duration,
 
     /// Longest time without a leader before a node stands for election
-    #[arg(
-        id = "raft.election_max",
-        long = "raft-election-max",
-        value_name = "DURATION"
-    )]
+    #[arg(id = "raft.election_max", long = "raft-election-max", value_name = "DURATION")]
     #[arg(default_value = "900ms", value_parser = values::duration)]
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) election_max: Duration,
@@ -207,12 +186,9 @@ impl Loaded {
         for (key, value) in computed_defaults(&explicit, &given)? {
             given.insert(key.to_owned(), value, Origin::Default);
         }
-        let config = Config::from_arg_matches(&sources::parse(&given))
-            .expect("each value was checked when it was read");
-        let loaded = Self {
-            config,
-            origins: given.origins(),
-        };
+        let config =
+            Config::from_arg_matches(&sources::parse(&given)).expect("each value was checked when it was read");
+        let loaded = Self { config, origins: given.origins() };
         match loaded.config.contradiction() {
             Some((key, reason)) => Err(Refused::new(key, loaded.origin(key), reason)),
             None => Ok(loaded),
@@ -232,10 +208,7 @@ fn computed_defaults(
 ) -> Result<Vec<(&'static str, String)>, Refused> {
     let address = |key| *explicit.get_one::<SocketAddr>(key).expect("has a default");
     let count = |key| explicit.get_one::<usize>(key).copied();
-    let peers: Vec<&String> = explicit
-        .get_many("peers")
-        .map(Iterator::collect)
-        .unwrap_or_default();
+    let peers: Vec<&String> = explicit.get_many("peers").map(Iterator::collect).unwrap_or_default();
 
     let size = count("initial_cluster_size").unwrap_or(peers.len().max(1));
     if size as u64 > MAX_VOTERS {
@@ -246,10 +219,7 @@ fn computed_defaults(
     }
     let copies = count("replicas").expect("has a default").min(size);
     let mut defaults = vec![
-        (
-            "advertise_url",
-            format!("http://{}", values::reachable(address("listen"))),
-        ),
+        ("advertise_url", format!("http://{}", values::reachable(address("listen")))),
         ("initial_cluster_size", size.to_string()),
         ("min_copies", (copies / 2 + 1).to_string()),
     ];
@@ -273,11 +243,7 @@ fn computed_defaults(
 fn host_name() -> Result<String, Refused> {
     let uname = rustix::system::uname();
     values::node_name(&uname.nodename().to_string_lossy()).map_err(|reason| {
-        Refused::new(
-            "name",
-            Origin::Default,
-            format!("the host's name cannot be used, set one: {reason}"),
-        )
+        Refused::new("name", Origin::Default, format!("the host's name cannot be used, set one: {reason}"))
     })
 }
 
@@ -286,13 +252,7 @@ impl Config {
     fn contradiction(&self) -> Option<(&'static str, String)> {
         let raft = &self.raft;
         if self.min_copies > self.replicas {
-            return Some((
-                "min_copies",
-                format!(
-                    "{} is more than replicas ({})",
-                    self.min_copies, self.replicas
-                ),
-            ));
+            return Some(("min_copies", format!("{} is more than replicas ({})", self.min_copies, self.replicas)));
         }
         if self.max_manifest_size > ByteSize::mib(64) {
             return Some(("max_manifest_size", "is more than 64MiB".to_owned()));
@@ -305,23 +265,16 @@ impl Config {
             );
             return Some(("initial_cluster_size", reason));
         }
-        if let Some(twice) = self
-            .peers
-            .iter()
-            .enumerate()
-            .find_map(|(i, peer)| self.peers[..i].iter().find(|p| *p == peer))
+        if let Some(twice) =
+            self.peers.iter().enumerate().find_map(|(i, peer)| self.peers[..i].iter().find(|p| *p == peer))
         {
             return Some(("peers", format!("{twice} is listed twice")));
         }
         if self.listen == self.peer_listen && self.listen.port() != 0 {
-            return Some((
-                "peer_listen",
-                format!("{} is the address of listen too", self.listen),
-            ));
+            return Some(("peer_listen", format!("{} is the address of listen too", self.listen)));
         }
         if raft.election_min < raft.heartbeat * 3 {
-            let reason =
-                "must be at least three heartbeats, or one that is late starts an election";
+            let reason = "must be at least three heartbeats, or one that is late starts an election";
             return Some(("raft.election_min", reason.to_owned()));
         }
         if raft.election_max <= raft.election_min {
@@ -334,9 +287,6 @@ impl Config {
     /// The keys of all settings, in their order: `name`, …, `raft.election_max`.
     pub(crate) fn keys() -> Vec<String> {
         let command = Config::augment_args(clap::Command::new("keys"));
-        command
-            .get_arguments()
-            .map(|argument| argument.get_id().to_string())
-            .collect()
+        command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
     }
 }

@@ -12,7 +12,9 @@ const FILE: &str = "node.id";
 pub(crate) fn load_or_make(dir: &Path) -> anyhow::Result<NodeId> {
     let path = dir.join(FILE);
     match durable_file::read(&path)? {
-        Some(text) => parse(&text).with_context(|| format!("{} holds no node id; was it changed by hand?", path.display())),
+        Some(text) => {
+            parse(&text).with_context(|| format!("{} holds no node id; was it changed by hand?", path.display()))
+        }
         None => {
             let id = rand::random_range(1..1u64 << 48);
             durable_file::write_atomically(&path, format!("{id:012x}\n").as_bytes())?;

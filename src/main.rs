@@ -13,10 +13,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // One provider of cryptography for the whole process, chosen before anything can open a connection.
-    if rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .is_err()
-    {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("flotilla: another cryptography provider is installed already");
         return ExitCode::FAILURE;
     }

@@ -66,14 +66,22 @@ fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
     let lock = durable_file::lock_folder(dir)?;
     format::check_data_dir(dir)?;
     sync::self_test(dir)?;
-    Ok((lock, identity::load_or_make(dir)?, BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?))
+    Ok((
+        lock,
+        identity::load_or_make(dir)?,
+        BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?,
+    ))
 }
 
 fn options(config: &Config, node_id: NodeId) -> Options {
     Options {
         data_dir: config.data_dir.clone(),
         node_id,
-        record: NodeRecord { name: config.name.clone(), peer_address: config.peer_advertise.clone(), url: config.advertise_url.clone() },
+        record: NodeRecord {
+            name: config.name.clone(),
+            peer_address: config.peer_advertise.clone(),
+            url: config.advertise_url.clone(),
+        },
         snapshot_every: config.raft.snapshot_every,
         keep: config.raft.keep,
         heartbeat: config.raft.heartbeat,
@@ -89,15 +97,38 @@ fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
 
 type Server = actix_web::dev::Server;
 
-fn serve_peers(listener: TcpListener, consensus: &Consensus, replication: &Replication) -> anyhow::Result<(Server, ServerHandle)> {
+fn serve_peers(
+    listener: TcpListener,
+    consensus: &Consensus,
+    replication: &Replication,
+) -> anyhow::Result<(Server, ServerHandle)> {
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
-    let app = move || App::new().app_data(consensus.clone()).app_data(replication.clone()).configure(peer::configure).configure(replication::configure_peer).configure(uploads::configure_peer);
-    let server = HttpServer::new(app).workers(workers()).keep_alive(KEEP_ALIVE).tcp_nodelay(true).disable_signals().listen(listener)?.run();
+    let app = move || {
+        App::new()
+            .app_data(consensus.clone())
+            .app_data(replication.clone())
+            .configure(peer::configure)
+            .configure(replication::configure_peer)
+            .configure(uploads::configure_peer)
+    };
+    let server = HttpServer::new(app)
+        .workers(workers())
+        .keep_alive(KEEP_ALIVE)
+        .tcp_nodelay(true)
+        .disable_signals()
+        .listen(listener)?
+        .run();
     let handle = server.handle();
     Ok((server, handle))
 }
 
-fn serve_clients(listener: TcpListener, consensus: &Consensus, replication: &Replication, readiness: &Readiness, config: &Arc<Config>) -> anyhow::Result<(Server, ServerHandle)> {
+fn serve_clients(
+    listener: TcpListener,
+    consensus: &Consensus,
+    replication: &Replication,
+    readiness: &Readiness,
+    config: &Arc<Config>,
+) -> anyhow::Result<(Server, ServerHandle)> {
     let oci = web::Data::new(Oci::new(consensus.clone(), replication.clone(), config.clone()));
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
     let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone()))
@@ -146,7 +177,13 @@ async fn wait(consensus: &Consensus) -> anyhow::Result<()> {
 }
 
 /// Leadership first, so that the others go on; then the requests in flight; then the ports; then storage.
-async fn stop(consensus: &Consensus, readiness: &Readiness, clients: &ServerHandle, peers: &ServerHandle, limit: Duration) {
+async fn stop(
+    consensus: &Consensus,
+    readiness: &Readiness,
+    clients: &ServerHandle,
+    peers: &ServerHandle,
+    limit: Duration,
+) {
     tracing::info!("stopping");
     consensus.hand_over().await;
     clients.pause().await;

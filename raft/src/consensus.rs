@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flotilla_storage::{MetadataStore, StorageError};
-use openraft::errors::{ClientWriteError, RaftError};
 use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
 use parking_lot::RwLock;
@@ -156,16 +156,33 @@ impl Consensus {
     /// Damaged data, or a configuration that openraft refuses.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let dir = options.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Ok::<_, StorageError>((LogStore::open(&dir)?, StateStore::open(&dir)?)));
-        let (log, (state, metadata, watches)) = opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
+        let opened = tokio::task::spawn_blocking(move || {
+            Ok::<_, StorageError>((LogStore::open(&dir)?, StateStore::open(&dir)?))
+        });
+        let (log, (state, metadata, watches)) =
+            opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
         let client = PeerClient::new()?;
         let network = Network { client: client.clone(), counters: watches.counters.clone() };
         let config = Arc::new(config(&options).validate().map_err(|problem| StartError::Raft(problem.to_string()))?);
-        let raft = Raft::new(options.node_id, config, network, log.clone(), state).await.map_err(|problem| StartError::Raft(problem.to_string()))?;
+        let raft = Raft::new(options.node_id, config, network, log.clone(), state)
+            .await
+            .map_err(|problem| StartError::Raft(problem.to_string()))?;
         let liveness = Liveness::new(options.node_id);
         tokio::spawn(liveness.clone().run(PeerClient::new()?, watches.progress.clone()));
         let registry = Registry::new(metadata.clone());
-        let inner = Inner { options, raft, registry, metadata, log, watches, liveness, client, read_gate: RwLock::new(None), receiving: Mutex::new(()), blobs: Default::default() };
+        let inner = Inner {
+            options,
+            raft,
+            registry,
+            metadata,
+            log,
+            watches,
+            liveness,
+            client,
+            read_gate: RwLock::new(None),
+            receiving: Mutex::new(()),
+            blobs: Default::default(),
+        };
         let consensus = Self { inner: Arc::new(inner) };
         let asking = Arc::downgrade(&consensus.inner);
         let gate = ReadGate::start(move || {
@@ -275,7 +292,8 @@ impl Consensus {
             snapshot_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
             log_bytes: self.inner.log.size_bytes(),
             log_syncs: self.inner.log.sync_count(),
-            snapshots: [&counters.built, &counters.sent, &counters.installed].map(|counter| counter.load(Ordering::Relaxed)),
+            snapshots: [&counters.built, &counters.sent, &counters.installed]
+                .map(|counter| counter.load(Ordering::Relaxed)),
         }
     }
 
@@ -293,7 +311,13 @@ impl Consensus {
 
     pub(crate) fn pong(&self) -> Pong {
         let [held, missing] = [0, 1].map(|which: usize| self.inner.blobs[which].load(Ordering::Relaxed));
-        Pong { id: self.node_id(), applied_index: self.applied_index(), version: self.inner.options.version.clone(), blobs_held: held, blobs_missing: missing }
+        Pong {
+            id: self.node_id(),
+            applied_index: self.applied_index(),
+            version: self.inner.options.version.clone(),
+            blobs_held: held,
+            blobs_missing: missing,
+        }
     }
 
     /// Who this node is, for the others to see.
@@ -312,7 +336,13 @@ impl Consensus {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose(&self, request_id: Uuid, command: Command) -> Result<Answer, ProposeError> {
-        let proposal = Arc::new(Proposal { request_id, base_index: self.applied_index(), time_ms: 0, actor: String::new(), command });
+        let proposal = Arc::new(Proposal {
+            request_id,
+            base_index: self.applied_index(),
+            time_ms: 0,
+            actor: String::new(),
+            command,
+        });
         let deadline = Instant::now() + ELECTION_LIMIT;
         let mut sent = false;
         while Instant::now() < deadline && self.quorum_reachable() {
@@ -343,7 +373,8 @@ impl Consensus {
         let was_sent = std::mem::replace(sent, true);
         match self.inner.client.call(&address, Some(leader), Call::Propose, proposal.as_ref(), FORWARD_LIMIT).await {
             Ok(ProposeReply::Answered(answer)) => Ok(Some(answer)),
-            Ok(ProposeReply::NotLeader(_) | ProposeReply::Unknown) | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => Ok(None),
+            Ok(ProposeReply::NotLeader(_) | ProposeReply::Unknown)
+            | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => Ok(None),
             Err(CallError::Unreachable(_) | CallError::Refused { .. }) => {
                 *sent = was_sent;
                 Ok(None)
@@ -356,7 +387,9 @@ impl Consensus {
         proposal.time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         match self.inner.raft.client_write(Arc::new(proposal)).await {
             Ok(written) => ProposeReply::Answered(written.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => ProposeReply::NotLeader(forward.leader_id),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                ProposeReply::NotLeader(forward.leader_id)
+            }
             Err(problem) => {
                 tracing::debug!(error = %problem, "a proposal has no outcome");
                 ProposeReply::Unknown
@@ -382,9 +415,23 @@ impl Consensus {
         let limit_ms = APPLIED_EVERYWHERE_LIMIT.as_millis() as u64;
         let asked = others.map(|member| async move {
             let request = (index, limit_ms);
-            let reply = self.inner.client.call::<_, bool>(&member.record.peer_address, Some(member.id), Call::WaitApplied, &request, APPLIED_EVERYWHERE_LIMIT).await;
+            let reply = self
+                .inner
+                .client
+                .call::<_, bool>(
+                    &member.record.peer_address,
+                    Some(member.id),
+                    Call::WaitApplied,
+                    &request,
+                    APPLIED_EVERYWHERE_LIMIT,
+                )
+                .await;
             if !matches!(reply, Ok(true)) {
-                tracing::warn!(node_id = format!("{:012x}", member.id), log_index = index, "a node has not applied a delete in time");
+                tracing::warn!(
+                    node_id = format!("{:012x}", member.id),
+                    log_index = index,
+                    "a node has not applied a delete in time"
+                );
             }
         });
         futures::join!(futures::future::join_all(asked), self.wait_applied(index, APPLIED_EVERYWHERE_LIMIT));
@@ -442,7 +489,9 @@ impl Consensus {
     pub(crate) async fn read_index_here(&self) -> ReadIndexReply {
         match self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => ReadIndexReply::Index(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(openraft::errors::LinearizableReadError::ForwardToLeader(forward))) => ReadIndexReply::NotLeader(forward.leader_id),
+            Err(RaftError::APIError(openraft::errors::LinearizableReadError::ForwardToLeader(forward))) => {
+                ReadIndexReply::NotLeader(forward.leader_id)
+            }
             Err(_) => ReadIndexReply::NoQuorum,
         }
     }
@@ -496,7 +545,11 @@ impl Consensus {
         }
         match self.leader() {
             Some(leader) if leader == self.node_id() => {}
-            leader => return JoinReply::NotLeader(leader.and_then(|leader| members.iter().find(|member| member.id == leader).map(|member| member.record.clone()))),
+            leader => {
+                return JoinReply::NotLeader(leader.and_then(|leader| {
+                    members.iter().find(|member| member.id == leader).map(|member| member.record.clone())
+                }));
+            }
         }
         // The node is added without a vote: one that never comes must not raise the quorum (case C43).
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id, record)]));
@@ -516,7 +569,10 @@ impl Consensus {
             }
             let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
             let matched = metrics.replication.unwrap_or_default();
-            let successor = voters.into_iter().filter(|id| *id != self.node_id() && self.reachable(*id)).max_by_key(|id| matched.get(id).cloned().flatten().map(|log_id| log_id.index));
+            let successor = voters
+                .into_iter()
+                .filter(|id| *id != self.node_id() && self.reachable(*id))
+                .max_by_key(|id| matched.get(id).cloned().flatten().map(|log_id| log_id.index));
             let Some(successor) = successor else { return };
             if self.inner.raft.trigger().transfer_leader(successor).await.is_err() {
                 return;

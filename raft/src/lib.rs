@@ -30,7 +30,7 @@ pub mod wire;
 mod wire_tests;
 
 pub use command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
-pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, ReadError, RaftStatus};
+pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
 pub use registry::{LinkRecord, ManifestRecord, Registry, TagRecord};

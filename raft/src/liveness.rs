@@ -58,7 +58,8 @@ impl Liveness {
 
     /// Whether the node answered lately; this one always does.
     pub(crate) fn reachable(&self, id: NodeId) -> bool {
-        id == self.shared.own_id || self.shared.seen.lock().get(&id).and_then(|seen| seen.at).is_some_and(|at| at.elapsed() < SILENCE_MAX)
+        id == self.shared.own_id
+            || self.shared.seen.lock().get(&id).and_then(|seen| seen.at).is_some_and(|at| at.elapsed() < SILENCE_MAX)
     }
 
     /// The node's last word, if it is reachable.
@@ -79,11 +80,16 @@ impl Liveness {
 
     fn judge(&self, members: &[Member]) {
         let voters = members.iter().filter(|member| member.voter);
-        let (all, alive) = voters.fold((0, 0), |(all, alive), voter| (all + 1, alive + usize::from(self.reachable(voter.id))));
+        let (all, alive) =
+            voters.fold((0, 0), |(all, alive), voter| (all + 1, alive + usize::from(self.reachable(voter.id))));
         let quorum = all > 0 && alive > all / 2;
         let changed = self.shared.quorum.send_if_modified(|former| std::mem::replace(former, quorum) != quorum);
         if changed && all > 1 {
-            if quorum { tracing::info!("a majority of the voters answers") } else { tracing::warn!(alive, all, "no majority of the voters answers") }
+            if quorum {
+                tracing::info!("a majority of the voters answers")
+            } else {
+                tracing::warn!(alive, all, "no majority of the voters answers")
+            }
         }
     }
 
@@ -99,9 +105,12 @@ impl Liveness {
                 if in_flight.lock().insert(member.id, ()).is_some() {
                     continue;
                 }
-                let (liveness, client, member, in_flight, members) = (self.clone(), client.clone(), member.clone(), in_flight.clone(), members.clone());
+                let (liveness, client, member, in_flight, members) =
+                    (self.clone(), client.clone(), member.clone(), in_flight.clone(), members.clone());
                 tokio::spawn(async move {
-                    let answer = client.call::<_, Pong>(&member.record.peer_address, Some(member.id), Call::Ping, &(), PING_LIMIT).await;
+                    let answer = client
+                        .call::<_, Pong>(&member.record.peer_address, Some(member.id), Call::Ping, &(), PING_LIMIT)
+                        .await;
                     liveness.heard(member.id, answer);
                     in_flight.lock().remove(&member.id);
                     liveness.judge(&members);

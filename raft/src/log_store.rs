@@ -56,7 +56,9 @@ impl Recent {
     fn push(&mut self, entry: Entry, size: usize) {
         self.bytes += size;
         self.entries.push_back((entry, size));
-        while (self.bytes > RECENT_MAX_BYTES || self.entries.len() > RECENT_MAX) && self.first().is_some_and(|first| first <= self.flushed) {
+        while (self.bytes > RECENT_MAX_BYTES || self.entries.len() > RECENT_MAX)
+            && self.first().is_some_and(|first| first <= self.flushed)
+        {
             self.pop_front();
         }
     }
@@ -142,13 +144,19 @@ impl LogStore {
         Ok(entries)
     }
 
-    async fn meta<T: serde::de::DeserializeOwned + Send + 'static>(&self, meta: LogMeta, kind: Kind) -> Result<Option<T>, io::Error> {
+    async fn meta<T: serde::de::DeserializeOwned + Send + 'static>(
+        &self,
+        meta: LogMeta,
+        kind: Kind,
+    ) -> Result<Option<T>, io::Error> {
         let store = self.store.clone();
         blocking(move || store.get_meta(meta)?.map(|bytes| wire::decode(kind, &bytes)).transpose()).await
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StorageError> + Send + 'static) -> Result<T, io::Error> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, io::Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(io::Error::from),
         Err(problem) => Err(io::Error::other(problem)),
@@ -171,7 +179,10 @@ fn awaited() -> (Done, impl Future<Output = Result<(), io::Error>>) {
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error> {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
         let (mut start, end) = limits(&range);
         let mut entries = Vec::new();
         while start < end {
@@ -212,10 +223,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let store = self.store.clone();
         blocking(move || {
-            let purged: Option<LogId> = store.get_meta(LogMeta::Purged)?.map(|bytes| wire::decode(Kind::LogId, &bytes)).transpose()?;
+            let purged: Option<LogId> =
+                store.get_meta(LogMeta::Purged)?.map(|bytes| wire::decode(Kind::LogId, &bytes)).transpose()?;
             let last = match store.last_index()? {
                 None => None,
-                Some(index) => store.read(index, index + 1, u64::MAX)?.first().map(|(_, bytes)| wire::decode::<Entry>(Kind::Entry, bytes)).transpose()?,
+                Some(index) => store
+                    .read(index, index + 1, u64::MAX)?
+                    .first()
+                    .map(|(_, bytes)| wire::decode::<Entry>(Kind::Entry, bytes))
+                    .transpose()?,
             };
             let last_log_id = last.map(|entry| entry.log_id()).or_else(|| purged.clone());
             Ok(LogState { last_purged_log_id: purged, last_log_id })

@@ -17,7 +17,9 @@ pub const TAG_MAX: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     /// Not a repository name: lower-case path components with separators `.`, `_`, `__` or dashes, at most 255 bytes.
-    #[error("repository name must be lower-case path components of letters and digits, separated inside by '.', '_', '__' or dashes, at most 255 bytes")]
+    #[error(
+        "repository name must be lower-case path components of letters and digits, separated inside by '.', '_', '__' or dashes, at most 255 bytes"
+    )]
     Repository,
     /// Not a tag: a letter, digit or `_`, then at most 127 letters, digits, `.`, `_` or `-`.
     #[error("a tag begins with a letter, a digit or '_', followed by at most 127 letters, digits, '.', '_' or '-'")]
@@ -52,7 +54,9 @@ fn is_path_component(text: &str) -> bool {
     if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
         return false;
     }
-    bytes.split(alphanumeric).all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-'))
+    bytes
+        .split(alphanumeric)
+        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-'))
 }
 
 impl TryFrom<String> for RepositoryName {
@@ -99,7 +103,9 @@ impl FromStr for Tag {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let bytes = text.as_bytes();
         let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
-        let valid = bytes.len() <= TAG_MAX && bytes.first().is_some_and(word) && bytes.iter().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+        let valid = bytes.len() <= TAG_MAX
+            && bytes.first().is_some_and(word)
+            && bytes.iter().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
         valid.then(|| Self(text.into())).ok_or(InvalidName::Tag)
     }
 }
@@ -136,10 +142,20 @@ mod tests {
 
     #[test]
     fn repository_names_follow_the_specifications_expression() {
-        for name in ["a", "a__b/c--d/e.f", "a---b", "x/tags/list", "x/manifests", "x/blobs/uploads", "1/2/3/4/5/6/7/8/9/10", &"a".repeat(255)] {
+        for name in [
+            "a",
+            "a__b/c--d/e.f",
+            "a---b",
+            "x/tags/list",
+            "x/manifests",
+            "x/blobs/uploads",
+            "1/2/3/4/5/6/7/8/9/10",
+            &"a".repeat(255),
+        ] {
             assert!(name.parse::<RepositoryName>().is_ok(), "{name}");
         }
-        for name in ["", "a..b", "a_-b", "-a", "A/b", "a//b", "a/", "/a", "a___b", "a b", "a\0b", "ä", &"a".repeat(256)] {
+        for name in ["", "a..b", "a_-b", "-a", "A/b", "a//b", "a/", "/a", "a___b", "a b", "a\0b", "ä", &"a".repeat(256)]
+        {
             assert_eq!(name.parse::<RepositoryName>(), Err(InvalidName::Repository), "{name}");
         }
     }

@@ -119,7 +119,11 @@ impl Registry {
     ///
     /// # Errors
     /// Damaged data.
-    pub fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<ManifestRecord>, StorageError> {
+    pub fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestRecord>, StorageError> {
         self.row(&keys::manifest(repository, digest))
     }
 
@@ -166,7 +170,12 @@ impl Registry {
     ///
     /// # Errors
     /// Damaged data.
-    pub fn tags(&self, repository: &RepositoryName, after: Option<&str>, limit: usize) -> Result<Vec<Tag>, StorageError> {
+    pub fn tags(
+        &self,
+        repository: &RepositoryName,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Tag>, StorageError> {
         let prefix = keys::tags(repository);
         let after = after.map(|tag| [&prefix, tag.as_bytes()].concat());
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
@@ -189,14 +198,19 @@ impl Registry {
     ///
     /// # Errors
     /// Damaged data.
-    pub fn file_blobs(&self, after: Option<&Digest>, limit: usize) -> Result<(Vec<(Digest, u64)>, Option<Digest>), StorageError> {
+    pub fn file_blobs(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<(Vec<(Digest, u64)>, Option<Digest>), StorageError> {
         let prefix = [Keyspace::Blob.prefix()];
         let after = after.map(keys::blob);
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
         let mut found = Vec::new();
         let mut last = None;
         for (key, value) in &rows {
-            let digest = Digest::from_key(&key[1..]).ok_or_else(|| StorageError::Corrupt { what: "key of a blob".into() })?;
+            let digest =
+                Digest::from_key(&key[1..]).ok_or_else(|| StorageError::Corrupt { what: "key of a blob".into() })?;
             let record: BlobRecord = wire::decode(Kind::Row, value)?;
             if record.file {
                 found.push((digest.clone(), record.size));

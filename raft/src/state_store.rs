@@ -115,8 +115,12 @@ impl StateStore {
         let (progress, progress_seen) = watch::channel(progress_of(&applied));
         let (blobs, _) = broadcast::channel(4096);
         let (jobs, queue) = mpsc::channel(JOBS);
-        let worker = Worker { store: store.clone(), progress: progress.clone(), blobs: blobs.clone(), flushing: Arc::default() };
-        std::thread::Builder::new().name("apply".into()).spawn(move || worker.run(queue)).map_err(|problem| StorageError::Corrupt { what: format!("no thread for apply: {problem}") })?;
+        let worker =
+            Worker { store: store.clone(), progress: progress.clone(), blobs: blobs.clone(), flushing: Arc::default() };
+        std::thread::Builder::new()
+            .name("apply".into())
+            .spawn(move || worker.run(queue))
+            .map_err(|problem| StorageError::Corrupt { what: format!("no thread for apply: {problem}") })?;
         let counters = Arc::new(Counters::default());
         let watches = Watches { progress: progress_seen, blobs: blobs.clone(), counters: counters.clone() };
         Ok((Self { store: store.clone(), applied, jobs, progress, blobs, counters }, store, watches))
@@ -141,7 +145,10 @@ fn load(store: &MetadataStore) -> Result<AppliedRow, StorageError> {
 fn progress_of(applied: &AppliedRow) -> Progress {
     let membership = applied.membership.membership();
     let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-    let members = membership.nodes().map(|(id, record)| Member { id: *id, record: record.clone(), voter: voters.contains(id) }).collect();
+    let members = membership
+        .nodes()
+        .map(|(id, record)| Member { id: *id, record: record.clone(), voter: voters.contains(id) })
+        .collect();
     Progress { index: applied.log_id.as_ref().map_or(0, |log_id| log_id.index), members }
 }
 
@@ -231,8 +238,12 @@ fn done_at(revision: u64) -> Answer {
 /// The file that an accepted command names, if it names one.
 fn file_of(proposal: &Proposal) -> Option<AppliedBlob> {
     match &proposal.command {
-        Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => Some(AppliedBlob::Linked { digest: digest.clone(), size: *size }),
-        Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => Some(AppliedBlob::Linked { digest: put.digest.clone(), size: put.size }),
+        Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => {
+            Some(AppliedBlob::Linked { digest: digest.clone(), size: *size })
+        }
+        Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => {
+            Some(AppliedBlob::Linked { digest: put.digest.clone(), size: put.size })
+        }
         _ => None,
     }
 }
@@ -283,11 +294,21 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
         // While a copy is out no new snapshot is built: the purge that follows it would overtake the copy, and the
         // follower would need another one without end.
-        (force || self.store.open_views() == 0).then(|| Builder { store: self.store.clone(), jobs: self.jobs.clone(), meta: self.meta(), counters: self.counters.clone() })
+        (force || self.store.open_views() == 0).then(|| Builder {
+            store: self.store.clone(),
+            jobs: self.jobs.clone(),
+            meta: self.meta(),
+            counters: self.counters.clone(),
+        })
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { store: self.store.clone(), jobs: self.jobs.clone(), meta: self.meta(), counters: self.counters.clone() }
+        Builder {
+            store: self.store.clone(),
+            jobs: self.jobs.clone(),
+            meta: self.meta(),
+            counters: self.counters.clone(),
+        }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Copy) -> Result<(), io::Error> {
@@ -306,7 +327,10 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         .await
         .map_err(io::Error::other)??;
         if applied.log_id != meta.last_log_id {
-            return Err(StorageError::Corrupt { what: format!("the snapshot's rows go to {:?}, its head says {:?}", applied.log_id, meta.last_log_id) }.into());
+            return Err(StorageError::Corrupt {
+                what: format!("the snapshot's rows go to {:?}, its head says {:?}", applied.log_id, meta.last_log_id),
+            }
+            .into());
         }
         self.applied = applied;
         self.counters.installed.fetch_add(1, Ordering::Relaxed);

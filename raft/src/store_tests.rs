@@ -47,7 +47,13 @@ fn link(index: u64) -> Entry {
         size: content.len() as u64,
         body: Body::Inline(content.into()),
     };
-    let proposal = Proposal { request_id: Uuid::from_u128(index.into()), base_index: 0, time_ms: index, actor: String::new(), command };
+    let proposal = Proposal {
+        request_id: Uuid::from_u128(index.into()),
+        base_index: 0,
+        time_ms: index,
+        actor: String::new(),
+        command,
+    };
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(Arc::new(proposal)) }
 }
 

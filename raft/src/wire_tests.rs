@@ -52,7 +52,13 @@ fn membership() -> Membership<u64, NodeRecord> {
 }
 
 fn proposal(command: Command) -> Proposal {
-    Proposal { request_id: Uuid::from_u128(0x1234), base_index: 77, time_ms: 1_790_000_000_000, actor: "alice".into(), command }
+    Proposal {
+        request_id: Uuid::from_u128(0x1234),
+        base_index: 77,
+        time_ms: 1_790_000_000_000,
+        actor: "alice".into(),
+        command,
+    }
 }
 
 fn commands() -> Vec<(&'static str, Command)> {
@@ -72,9 +78,28 @@ fn commands() -> Vec<(&'static str, Command)> {
     };
     vec![
         ("found", Command::Found { cluster_id: Uuid::from_u128(9) }),
-        ("link-inline", Command::LinkBlob { repository: repository.clone(), digest: digest("a"), size: 1, body: Body::Inline("a".into()) }),
-        ("link-file", Command::LinkBlob { repository: repository.clone(), digest: digest("b"), size: 1 << 40, body: Body::File { holders: vec![1, 2], min_copies: 2 } }),
-        ("mount", Command::MountBlob { repository: repository.clone(), from: Some(repository.clone()), digest: digest("a") }),
+        (
+            "link-inline",
+            Command::LinkBlob {
+                repository: repository.clone(),
+                digest: digest("a"),
+                size: 1,
+                body: Body::Inline("a".into()),
+            },
+        ),
+        (
+            "link-file",
+            Command::LinkBlob {
+                repository: repository.clone(),
+                digest: digest("b"),
+                size: 1 << 40,
+                body: Body::File { holders: vec![1, 2], min_copies: 2 },
+            },
+        ),
+        (
+            "mount",
+            Command::MountBlob { repository: repository.clone(), from: Some(repository.clone()), digest: digest("a") },
+        ),
         ("put-manifest", Command::PutManifest(Box::new(put))),
         ("delete-tag", Command::DeleteTag { repository: repository.clone(), tag: "latest".parse().expect("a tag") }),
         ("delete-manifest", Command::DeleteManifest { repository: repository.clone(), digest: digest("m") }),
@@ -85,17 +110,33 @@ fn commands() -> Vec<(&'static str, Command)> {
 #[test]
 fn entries_of_the_log_keep_their_form() {
     for (name, command) in commands() {
-        golden(&format!("entry-{name}"), Kind::Entry, &Entry { log_id: log_id(5), payload: EntryPayload::Normal(Arc::new(proposal(command))) });
+        golden(
+            &format!("entry-{name}"),
+            Kind::Entry,
+            &Entry { log_id: log_id(5), payload: EntryPayload::Normal(Arc::new(proposal(command))) },
+        );
     }
     golden("entry-blank", Kind::Entry, &Entry { log_id: log_id(6), payload: EntryPayload::Blank });
-    golden("entry-membership", Kind::Entry, &Entry { log_id: log_id(7), payload: EntryPayload::Membership(membership()) });
+    golden(
+        "entry-membership",
+        Kind::Entry,
+        &Entry { log_id: log_id(7), payload: EntryPayload::Membership(membership()) },
+    );
     golden("vote", Kind::Vote, &Vote::new_committed(3, 0xabc));
     golden("log-id", Kind::LogId, &log_id(8));
 }
 
 #[test]
 fn rows_of_state_keep_their_form() {
-    golden("row-applied", Kind::Row, &AppliedRow { log_id: Some(log_id(9)), membership: StoredMembership::new(Some(log_id(7)), membership()), time_ms: 5 });
+    golden(
+        "row-applied",
+        Kind::Row,
+        &AppliedRow {
+            log_id: Some(log_id(9)),
+            membership: StoredMembership::new(Some(log_id(7)), membership()),
+            time_ms: 5,
+        },
+    );
     golden("row-tag", Kind::Row, &TagRecord { digest: digest("m"), revision: 9, time_ms: 5, actor: "alice".into() });
     golden("row-link", Kind::Row, &LinkRecord { size: 5, inline: true, revision: 3, request_id: Uuid::from_u128(4) });
     golden("row-blob", Kind::Row, &BlobRecord { size: 5, inline: true, file: false, links: 2, manifests: 1 });
@@ -119,7 +160,16 @@ fn rows_of_state_keep_their_form() {
 #[test]
 fn calls_of_the_peer_port_keep_their_form() {
     let entries = vec![Entry { log_id: log_id(5), payload: EntryPayload::Blank }];
-    golden("call-append", Kind::Request, &AppendEntriesRequest::<TypeConfig> { vote: Vote::new_committed(3, 0xabc), prev_log_id: Some(log_id(4)), entries, leader_commit: Some(log_id(3)) });
+    golden(
+        "call-append",
+        Kind::Request,
+        &AppendEntriesRequest::<TypeConfig> {
+            vote: Vote::new_committed(3, 0xabc),
+            prev_log_id: Some(log_id(4)),
+            entries,
+            leader_commit: Some(log_id(3)),
+        },
+    );
     golden("call-vote", Kind::Request, &VoteRequest::<TypeConfig>::new(Vote::new(4, 0xabc), Some(log_id(5))));
     for (name, command) in commands().into_iter().take(1) {
         golden(&format!("call-propose-{name}"), Kind::Request, &proposal(command));
@@ -127,8 +177,16 @@ fn calls_of_the_peer_port_keep_their_form() {
     let refused = Answer { revision: 4, result: Err(Refusal::ContentMissing(vec![digest("layer")])) };
     golden("reply-propose", Kind::Response, &ProposeReply::Answered(refused));
     golden("reply-read-index", Kind::Response, &ReadIndexReply::Index(12));
-    golden("reply-ping", Kind::Response, &Pong { id: 0xabc, applied_index: 12, version: "0.1.0".into(), blobs_held: 3, blobs_missing: 1 });
-    golden("reply-identity", Kind::Response, &Identity { id: 0xabc, record: record(), cluster_id: Some(Uuid::from_u128(9)), empty: false });
+    golden(
+        "reply-ping",
+        Kind::Response,
+        &Pong { id: 0xabc, applied_index: 12, version: "0.1.0".into(), blobs_held: 3, blobs_missing: 1 },
+    );
+    golden(
+        "reply-identity",
+        Kind::Response,
+        &Identity { id: 0xabc, record: record(), cluster_id: Some(Uuid::from_u128(9)), empty: false },
+    );
 }
 
 #[test]

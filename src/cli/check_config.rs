@@ -28,8 +28,7 @@ impl CheckConfig {
 
 /// The settings as a TOML file that gives the same configuration again.
 fn render(loaded: &Loaded) -> anyhow::Result<String> {
-    let values =
-        toml::Table::try_from(&loaded.config).context("cannot write the configuration as TOML")?;
+    let values = toml::Table::try_from(&loaded.config).context("cannot write the configuration as TOML")?;
     let mut text = String::new();
     let mut section = "";
     let keys = Config::keys();
@@ -39,11 +38,8 @@ fn render(loaded: &Loaded) -> anyhow::Result<String> {
             section = table;
             writeln!(text, "\n[{section}]")?;
         }
-        let value = if table.is_empty() {
-            values.get(name)
-        } else {
-            values.get(table).and_then(|table| table.get(name))
-        };
+        let value =
+            if table.is_empty() { values.get(name) } else { values.get(table).and_then(|table| table.get(name)) };
         let value = value.with_context(|| format!("the setting {key} has no value"))?;
         writeln!(text, "{name} = {value} # {}", loaded.origin(key))?;
     }
@@ -64,14 +60,8 @@ mod tests {
         let environment = set.map(|(name, value)| (name.into(), value.into()));
         let loaded = Loaded::load(&Flags::default(), environment).expect("good settings");
         let text = render(&loaded).expect("can be written");
-        assert!(
-            text.contains("upload_ttl = \"1h 30m\" # environment variable FLOTILLA_UPLOAD_TTL\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("[raft]\nsnapshot_every = 20000 # default\n"),
-            "{text}"
-        );
+        assert!(text.contains("upload_ttl = \"1h 30m\" # environment variable FLOTILLA_UPLOAD_TTL\n"), "{text}");
+        assert!(text.contains("[raft]\nsnapshot_every = 20000 # default\n"), "{text}");
 
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("flotilla.toml");

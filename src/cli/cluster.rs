@@ -34,9 +34,7 @@ pub(super) struct Status {
 impl Cluster {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let Self::Status(status) = self;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         match runtime.block_on(status.run()) {
             Ok(Verdict::Healthy) => Ok(ExitCode::SUCCESS),
             Ok(Verdict::Degraded | Verdict::NoQuorum) => Ok(ExitCode::FAILURE),
@@ -54,8 +52,8 @@ impl Cluster {
 impl Status {
     async fn run(&self) -> anyhow::Result<Verdict> {
         let body = fetch(&self.url).await?;
-        let status: ClusterStatus = serde_json::from_str(&body)
-            .context("it answered something else than the state of a cluster")?;
+        let status: ClusterStatus =
+            serde_json::from_str(&body).context("it answered something else than the state of a cluster")?;
         match self.json {
             true => super::say(body.trim_end()),
             false => super::say(render(&status)),
@@ -65,27 +63,17 @@ impl Status {
 }
 
 async fn fetch(url: &reqwest::Url) -> anyhow::Result<String> {
-    let mut client = reqwest::Client::builder()
-        .connect_timeout(Duration::from_secs(3))
-        .timeout(Duration::from_secs(10));
+    let mut client =
+        reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(Duration::from_secs(10));
     if matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
         // A proxy would look for the node on its own machine.
         client = client.no_proxy();
     }
     let address = format!("{}/api/v1/cluster", url.as_str().trim_end_matches('/'));
-    let answer = client
-        .build()?
-        .get(address)
-        .send()
-        .await
-        .map_err(reqwest::Error::without_url)?;
+    let answer = client.build()?.get(address).send().await.map_err(reqwest::Error::without_url)?;
     let status = answer.status();
     let body = answer.text().await?;
-    anyhow::ensure!(
-        status.is_success(),
-        "status {status}: {}",
-        body.chars().take(200).collect::<String>().trim()
-    );
+    anyhow::ensure!(status.is_success(), "status {status}: {}", body.chars().take(200).collect::<String>().trim());
     Ok(body)
 }
 
@@ -93,17 +81,7 @@ fn render(status: &ClusterStatus) -> String {
     let leader = status.leader.as_ref().map_or("none", |leader| &leader.name);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header([
-        "name",
-        "role",
-        "url",
-        "version",
-        "applied",
-        "lag",
-        "reachable",
-        "blobs held",
-        "blobs missing",
-    ]);
+    table.set_header(["name", "role", "url", "version", "applied", "lag", "reachable", "blobs held", "blobs missing"]);
     table.add_rows(status.nodes.iter().map(row));
     format!(
         "cluster {}  leader {leader}  term {}  commit index {}\n{}\n{}",

@@ -58,16 +58,28 @@ async fn attempt(consensus: &Consensus, config: &Config) -> Result<(), String> {
     found_if_first(consensus, config, &known, &silent).await
 }
 
-async fn found_if_first(consensus: &Consensus, config: &Config, known: &[Identity], silent: &[&str]) -> Result<(), String> {
+async fn found_if_first(
+    consensus: &Consensus,
+    config: &Config,
+    known: &[Identity],
+    silent: &[&str],
+) -> Result<(), String> {
     let initial = config.initial_cluster_size;
     if !silent.is_empty() {
         return Err(format!("waiting for {} of the {initial} initial nodes: {}", silent.len(), silent.join(", ")));
     }
     if known.len() < initial {
-        return Err(format!("waiting for {} more initial nodes: {} of {initial} answer; are they all among `peers`?", initial - known.len(), known.len()));
+        return Err(format!(
+            "waiting for {} more initial nodes: {} of {initial} answer; are they all among `peers`?",
+            initial - known.len(),
+            known.len()
+        ));
     }
     if known.len() > initial {
-        return Err(format!("{} nodes answer, but `initial_cluster_size` is {initial}: waiting for a cluster to join", known.len()));
+        return Err(format!(
+            "{} nodes answer, but `initial_cluster_size` is {initial}: waiting for a cluster to join",
+            known.len()
+        ));
     }
     if let Some(busy) = known.iter().find(|node| !node.empty) {
         return Err(format!("waiting for {}, which is being taken into a cluster", busy.record.name));
@@ -96,7 +108,9 @@ async fn join(consensus: &Consensus, peer: &str, cluster_id: uuid::Uuid) -> Resu
             }
             Ok(JoinReply::NotLeader(Some(leader))) => address = leader.peer_address,
             Ok(JoinReply::NotLeader(None)) => return Err(format!("waiting for cluster {cluster_id} to have a leader")),
-            Ok(JoinReply::Refused(reason)) => return Err(format!("cluster {cluster_id} does not take this node in: {reason}")),
+            Ok(JoinReply::Refused(reason)) => {
+                return Err(format!("cluster {cluster_id} does not take this node in: {reason}"));
+            }
             Err(problem) => return Err(format!("waiting for {address}: {problem}")),
         }
     }

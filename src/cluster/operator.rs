@@ -36,13 +36,17 @@ async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
 }
 
 async fn metrics_page(consensus: web::Data<Consensus>) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics::page(&consensus))
+    HttpResponse::Ok()
+        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .body(metrics::page(&consensus))
 }
 
 async fn cluster(consensus: web::Data<Consensus>) -> HttpResponse {
     match consensus.registry().cluster_id() {
         Ok(Some(cluster_id)) => HttpResponse::Ok().json(state(&consensus, cluster_id.to_string())),
-        Ok(None) => HttpResponse::ServiceUnavailable().json(serde_json::json!({"error": "this node belongs to no cluster yet"})),
+        Ok(None) => {
+            HttpResponse::ServiceUnavailable().json(serde_json::json!({"error": "this node belongs to no cluster yet"}))
+        }
         Err(problem) => HttpResponse::InternalServerError().json(serde_json::json!({"error": problem.to_string()})),
     }
 }
@@ -52,9 +56,17 @@ fn state(consensus: &Consensus, cluster_id: String) -> ClusterStatus {
     // A leader that cannot be reached is known only until the election.
     let leader = raft.leader.filter(|leader| consensus.reachable(*leader) && consensus.quorum_reachable());
     let members = consensus.members();
-    let name = |id: NodeId| members.iter().find(|member| member.id == id).map_or_else(String::new, |member| member.record.name.clone());
+    let name = |id: NodeId| {
+        members.iter().find(|member| member.id == id).map_or_else(String::new, |member| member.record.name.clone())
+    };
     let nodes = members.iter().map(|member| node(consensus, member, leader, raft.commit_index)).collect();
-    ClusterStatus::new(cluster_id, raft.term, raft.commit_index, leader.map(|id| Leader { id: shown(id), name: name(id) }), nodes)
+    ClusterStatus::new(
+        cluster_id,
+        raft.term,
+        raft.commit_index,
+        leader.map(|id| Leader { id: shown(id), name: name(id) }),
+        nodes,
+    )
 }
 
 fn node(consensus: &Consensus, member: &Member, leader: Option<NodeId>, commit_index: u64) -> NodeStatus {

@@ -10,10 +10,17 @@ use futures::{StreamExt, TryStreamExt};
 
 /// The routes of the peer port that belong to the Raft group.
 pub(crate) fn configure(routes: &mut web::ServiceConfig) {
-    routes.route(&format!("{PREFIX}/snapshot"), web::post().to(snapshot)).route(&format!("{PREFIX}/{{call}}"), web::post().to(call));
+    routes
+        .route(&format!("{PREFIX}/snapshot"), web::post().to(snapshot))
+        .route(&format!("{PREFIX}/{{call}}"), web::post().to(call));
 }
 
-async fn call(request: HttpRequest, name: web::Path<String>, body: web::Payload, consensus: web::Data<Consensus>) -> HttpResponse {
+async fn call(
+    request: HttpRequest,
+    name: web::Path<String>,
+    body: web::Payload,
+    consensus: web::Data<Consensus>,
+) -> HttpResponse {
     let Some(call) = Call::named(&name) else {
         return HttpResponse::NotFound().body("this version of Flotilla knows no such call");
     };

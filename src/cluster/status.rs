@@ -101,15 +101,7 @@ impl ClusterStatus {
         nodes: Vec<NodeStatus>,
     ) -> Self {
         let (verdict, failures_tolerated) = judge(leader.is_some(), &nodes);
-        Self {
-            cluster_id,
-            verdict,
-            failures_tolerated,
-            term,
-            commit_index,
-            leader,
-            nodes,
-        }
+        Self { cluster_id, verdict, failures_tolerated, term, commit_index, leader, nodes }
     }
 
     /// The verdict as a sentence: what is wrong, and how many nodes may fail now.
@@ -143,19 +135,10 @@ impl NodeStatus {
         if !self.reachable {
             return Some("cannot be reached".to_owned());
         }
-        if let Some(Blobs {
-            missing: missing @ 1..,
-            ..
-        }) = self.blobs
-        {
-            return Some(format!(
-                "lacks {missing} {}",
-                if missing == 1 { "blob" } else { "blobs" }
-            ));
+        if let Some(Blobs { missing: missing @ 1.., .. }) = self.blobs {
+            return Some(format!("lacks {missing} {}", if missing == 1 { "blob" } else { "blobs" }));
         }
-        self.lag
-            .filter(|lag| *lag > MAX_LAG_ENTRIES)
-            .map(|lag| format!("is {lag} log entries behind"))
+        self.lag.filter(|lag| *lag > MAX_LAG_ENTRIES).map(|lag| format!("is {lag} log entries behind"))
     }
 }
 
@@ -172,11 +155,7 @@ fn judge(has_leader: bool, nodes: &[NodeStatus]) -> (Verdict, usize) {
         Role::Learner => node.blobs.is_none_or(|blobs| blobs.missing == 0),
         Role::Leader | Role::Follower => node.complaint().is_none(),
     });
-    let verdict = if in_order {
-        Verdict::Healthy
-    } else {
-        Verdict::Degraded
-    };
+    let verdict = if in_order { Verdict::Healthy } else { Verdict::Degraded };
     (verdict, reachable - majority)
 }
 
@@ -194,24 +173,14 @@ mod tests {
             version: Some("0.1.0".to_owned()),
             applied_index: Some(7),
             lag: Some(0),
-            blobs: Some(Blobs {
-                held: 3,
-                missing: 0,
-            }),
+            blobs: Some(Blobs { held: 3, missing: 0 }),
         }
     }
 
     fn three(change: impl FnOnce(&mut Vec<NodeStatus>)) -> ClusterStatus {
-        let mut nodes = vec![
-            node("n1", Role::Leader),
-            node("n2", Role::Follower),
-            node("n3", Role::Follower),
-        ];
+        let mut nodes = vec![node("n1", Role::Leader), node("n2", Role::Follower), node("n3", Role::Follower)];
         change(&mut nodes);
-        let leader = Leader {
-            id: "id-n1".to_owned(),
-            name: "n1".to_owned(),
-        };
+        let leader = Leader { id: "id-n1".to_owned(), name: "n1".to_owned() };
         ClusterStatus::new("c".to_owned(), 2, 7, Some(leader), nodes)
     }
 
@@ -230,19 +199,12 @@ mod tests {
     fn one_voter_away_leaves_no_reserve() {
         let status = three(|nodes| nodes[2].reachable = false);
         assert_eq!(verdict(&status), (Verdict::Degraded, 0));
-        assert_eq!(
-            status.sentence(),
-            "Degraded: No node may fail now. n3 cannot be reached."
-        );
+        assert_eq!(status.sentence(), "Degraded: No node may fail now. n3 cannot be reached.");
     }
 
     #[test]
     fn two_voters_away_are_no_quorum() {
-        let status = three(|nodes| {
-            nodes[1..]
-                .iter_mut()
-                .for_each(|node| node.reachable = false)
-        });
+        let status = three(|nodes| nodes[1..].iter_mut().for_each(|node| node.reachable = false));
         assert_eq!(verdict(&status), (Verdict::NoQuorum, 0));
     }
 
@@ -255,39 +217,19 @@ mod tests {
 
     #[test]
     fn a_cluster_of_one_is_healthy_and_tolerates_nothing() {
-        let leader = Leader {
-            id: "id-n1".to_owned(),
-            name: "n1".to_owned(),
-        };
-        let status = ClusterStatus::new(
-            "c".to_owned(),
-            1,
-            1,
-            Some(leader),
-            vec![node("n1", Role::Leader)],
-        );
+        let leader = Leader { id: "id-n1".to_owned(), name: "n1".to_owned() };
+        let status = ClusterStatus::new("c".to_owned(), 1, 1, Some(leader), vec![node("n1", Role::Leader)]);
         assert_eq!(verdict(&status), (Verdict::Healthy, 0));
     }
 
     #[test]
     fn a_missing_blob_or_a_long_lag_degrades() {
-        let missing = three(|nodes| {
-            nodes[1].blobs = Some(Blobs {
-                held: 2,
-                missing: 1,
-            })
-        });
+        let missing = three(|nodes| nodes[1].blobs = Some(Blobs { held: 2, missing: 1 }));
         assert_eq!(verdict(&missing), (Verdict::Degraded, 1));
-        assert_eq!(
-            missing.sentence(),
-            "Degraded: One node may fail now. n2 lacks 1 blob."
-        );
+        assert_eq!(missing.sentence(), "Degraded: One node may fail now. n2 lacks 1 blob.");
         let behind = three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES + 1));
         assert_eq!(verdict(&behind), (Verdict::Degraded, 1));
-        assert_eq!(
-            verdict(&three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES))),
-            (Verdict::Healthy, 1)
-        );
+        assert_eq!(verdict(&three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES))), (Verdict::Healthy, 1));
     }
 
     #[test]
@@ -297,14 +239,8 @@ mod tests {
         learner.reachable = false;
         learner.blobs = None;
         nodes.push(learner);
-        let leader = Some(Leader {
-            id: "id-n1".to_owned(),
-            name: "n1".to_owned(),
-        });
-        assert_eq!(
-            verdict(&ClusterStatus::new("c".to_owned(), 1, 1, leader, nodes)),
-            (Verdict::Healthy, 1)
-        );
+        let leader = Some(Leader { id: "id-n1".to_owned(), name: "n1".to_owned() });
+        assert_eq!(verdict(&ClusterStatus::new("c".to_owned(), 1, 1, leader, nodes)), (Verdict::Healthy, 1));
     }
 
     #[test]
@@ -319,9 +255,6 @@ mod tests {
             }]
         });
         assert_eq!(json, expected);
-        assert_eq!(
-            serde_json::to_value(Verdict::NoQuorum).expect("plain data"),
-            "no_quorum"
-        );
+        assert_eq!(serde_json::to_value(Verdict::NoQuorum).expect("plain data"), "no_quorum");
     }
 }

@@ -17,12 +17,7 @@ use super::Config;
 const PREFIX: &str = "FLOTILLA_";
 
 /// Variables with our prefix that are not settings of a node: read by the CLI, or by what starts it.
-const OTHER_VARIABLES: [&str; 4] = [
-    "FLOTILLA_CONFIG",
-    "FLOTILLA_URL",
-    "FLOTILLA_BIN",
-    "FLOTILLA_KEEP",
-];
+const OTHER_VARIABLES: [&str; 4] = ["FLOTILLA_CONFIG", "FLOTILLA_URL", "FLOTILLA_BIN", "FLOTILLA_KEEP"];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,11 +58,7 @@ pub(crate) struct Refused {
 
 impl Refused {
     pub(super) fn new(key: impl Into<String>, origin: Origin, reason: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            origin,
-            reason: reason.into(),
-        }
+        Self { key: key.into(), origin, reason: reason.into() }
     }
 }
 
@@ -84,10 +75,7 @@ impl Flags {
     /// No flags but `--config`.
     #[cfg(test)]
     pub(crate) fn from_file(file: PathBuf) -> Self {
-        Self {
-            file: Some(file),
-            values: Vec::new(),
-        }
+        Self { file: Some(file), values: Vec::new() }
     }
 }
 
@@ -115,10 +103,7 @@ impl FromArgMatches for Flags {
             let value = raw.join(OsStr::new(","));
             (key, value)
         });
-        Ok(Self {
-            file: matches.get_one("config").cloned(),
-            values: values.collect(),
-        })
+        Ok(Self { file: matches.get_one("config").cloned(), values: values.collect() })
     }
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
@@ -137,36 +122,22 @@ impl Given {
     }
 
     pub(super) fn origin(&self, key: &str) -> Origin {
-        self.0
-            .get(key)
-            .map_or(Origin::Default, |(_, origin)| origin.clone())
+        self.0.get(key).map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
     pub(super) fn origins(self) -> BTreeMap<String, Origin> {
-        self.0
-            .into_iter()
-            .map(|(key, (_, origin))| (key, origin))
-            .collect()
+        self.0.into_iter().map(|(key, (_, origin))| (key, origin)).collect()
     }
 
     pub(super) fn insert(&mut self, key: String, value: String, origin: Origin) {
         self.0.insert(key, (value, origin));
     }
 
-    fn insert_checked(
-        &mut self,
-        key: String,
-        value: String,
-        origin: Origin,
-    ) -> Result<(), Refused> {
+    fn insert_checked(&mut self, key: String, value: String, origin: Origin) -> Result<(), Refused> {
         match command().try_get_matches_from(flag(&key, &value)) {
             Ok(_) => self.insert(key, value, origin),
             Err(error) => {
-                return Err(Refused::new(
-                    key,
-                    origin,
-                    format!("{value:?}: {}", reason(&error)),
-                ));
+                return Err(Refused::new(key, origin, format!("{value:?}: {}", reason(&error))));
             }
         }
         Ok(())
@@ -193,13 +164,8 @@ pub(super) fn merge(
 
 /// Parses all values together, which cannot fail: each was parsed alone before.
 pub(super) fn parse(given: &Given) -> clap::ArgMatches {
-    let flags = given
-        .0
-        .iter()
-        .flat_map(|(key, (value, _))| flag(key, value));
-    command()
-        .try_get_matches_from(flags)
-        .expect("each value was checked when it was read")
+    let flags = given.0.iter().flat_map(|(key, (value, _))| flag(key, value));
+    command().try_get_matches_from(flags).expect("each value was checked when it was read")
 }
 
 /// Settings whose default is computed are no clap defaults, but nobody is obliged to give them.
@@ -208,11 +174,7 @@ fn optional(command: clap::Command) -> clap::Command {
 }
 
 fn command() -> clap::Command {
-    optional(Config::augment_args(
-        clap::Command::new("settings")
-            .no_binary_name(true)
-            .disable_help_flag(true),
-    ))
+    optional(Config::augment_args(clap::Command::new("settings").no_binary_name(true).disable_help_flag(true)))
 }
 
 fn flag(key: &str, value: &str) -> Option<String> {
@@ -241,19 +203,14 @@ fn reason(error: &clap::Error) -> String {
 }
 
 fn text(key: &str, value: OsString, origin: &Origin) -> Result<String, Refused> {
-    value
-        .into_string()
-        .map_err(|_| Refused::new(key, origin.clone(), "is not UTF-8"))
+    value.into_string().map_err(|_| Refused::new(key, origin.clone(), "is not UTF-8"))
 }
 
 fn read_environment(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     given: &mut Given,
 ) -> Result<(), Refused> {
-    let keys: BTreeMap<String, String> = Config::keys()
-        .into_iter()
-        .map(|key| (variable_name(&key), key))
-        .collect();
+    let keys: BTreeMap<String, String> = Config::keys().into_iter().map(|key| (variable_name(&key), key)).collect();
     for (name, value) in environment {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
             continue;
@@ -279,67 +236,32 @@ fn is_service_link(name: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || port.is_empty()
-        || port
-            .strip_prefix('_')
-            .is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
+        || port.strip_prefix('_').is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn read_file(path: &Path, given: &mut Given) -> Result<(), Refused> {
     let at = |line| Origin::File(path.to_owned(), line);
-    let content = std::fs::read_to_string(path).map_err(|error| {
-        Refused::new(
-            "the configuration file",
-            at(None),
-            format!("cannot be read: {error}"),
-        )
-    })?;
-    let line = |offset: usize| {
-        content
-            .as_bytes()
-            .iter()
-            .take(offset)
-            .filter(|byte| **byte == b'\n')
-            .count()
-            + 1
-    };
+    let content = std::fs::read_to_string(path)
+        .map_err(|error| Refused::new("the configuration file", at(None), format!("cannot be read: {error}")))?;
+    let line = |offset: usize| content.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1;
     let document = DeTable::parse(&content).map_err(|error| {
         let line = error.span().map(|span| line(span.start));
-        Refused::new(
-            "the configuration file",
-            at(line),
-            format!("is not TOML: {}", error.message()),
-        )
+        Refused::new("the configuration file", at(line), format!("is not TOML: {}", error.message()))
     })?;
     let known = Config::keys();
     for (name, value) in document.get_ref() {
         let origin = at(Some(line(name.span().start)));
         let DeValue::Table(section) = value.get_ref() else {
-            insert_from_file(
-                &known,
-                name.get_ref().to_string(),
-                value.get_ref(),
-                origin,
-                given,
-            )?;
+            insert_from_file(&known, name.get_ref().to_string(), value.get_ref(), origin, given)?;
             continue;
         };
         let prefix = format!("{}.", name.get_ref());
         if !known.iter().any(|key| key.starts_with(&prefix)) {
-            return Err(Refused::new(
-                name.get_ref().as_ref(),
-                origin,
-                "there is no such section",
-            ));
+            return Err(Refused::new(name.get_ref().as_ref(), origin, "there is no such section"));
         }
         for (name, value) in section {
             let origin = at(Some(line(name.span().start)));
-            insert_from_file(
-                &known,
-                format!("{prefix}{}", name.get_ref()),
-                value.get_ref(),
-                origin,
-                given,
-            )?;
+            insert_from_file(&known, format!("{prefix}{}", name.get_ref()), value.get_ref(), origin, given)?;
         }
     }
     Ok(())
@@ -353,19 +275,11 @@ fn insert_from_file(
     given: &mut Given,
 ) -> Result<(), Refused> {
     if !known.contains(&key) {
-        return Err(Refused::new(
-            key,
-            origin,
-            "no setting has this name; see `flotilla serve --help`",
-        ));
+        return Err(Refused::new(key, origin, "no setting has this name; see `flotilla serve --help`"));
     }
     match plain(value, key == "peers") {
         Some(value) => given.insert_checked(key, value, origin),
-        None => Err(Refused::new(
-            key,
-            origin,
-            format!("{} is no type for this setting", value.type_str()),
-        )),
+        None => Err(Refused::new(key, origin, format!("{} is no type for this setting", value.type_str()))),
     }
 }
 
@@ -375,10 +289,7 @@ fn plain(value: &DeValue<'_>, list: bool) -> Option<String> {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.to_string()),
         DeValue::Array(items) if list => {
-            let items: Option<Vec<String>> = items
-                .iter()
-                .map(|item| plain(item.get_ref(), false))
-                .collect();
+            let items: Option<Vec<String>> = items.iter().map(|item| plain(item.get_ref(), false)).collect();
             items.map(|items| items.join(","))
         }
         _ => None,

@@ -18,19 +18,12 @@ fn load(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Load
     arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
     let matches = Flags::augment_args(clap::Command::new("serve")).get_matches_from(arguments);
     let flags = Flags::from_arg_matches(&matches).expect("good flags");
-    Loaded::load(
-        &flags,
-        environment
-            .iter()
-            .map(|(name, value)| (OsString::from(name), OsString::from(value))),
-    )
+    Loaded::load(&flags, environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))))
 }
 
 /// The refusal, with the folder of the file cut off.
 fn refusal(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> String {
-    let refused = load(file, environment, flags)
-        .expect_err("should be refused")
-        .to_string();
+    let refused = load(file, environment, flags).expect_err("should be refused").to_string();
     match (refused.find("(/"), refused.find("f.toml")) {
         (Some(start), Some(end)) => format!("{}({}", &refused[..start], &refused[end..]),
         _ => refused,
@@ -43,18 +36,8 @@ fn defaults_make_a_cluster_of_one() {
     assert_eq!(config.listen.to_string(), "0.0.0.0:5000");
     assert_eq!(config.advertise_url, "http://127.0.0.1:5000");
     assert_eq!(config.peer_advertise, "127.0.0.1:7000");
-    assert_eq!(
-        (
-            config.initial_cluster_size,
-            config.replicas,
-            config.min_copies
-        ),
-        (1, 3, 1)
-    );
-    assert_eq!(
-        (config.max_manifest_size, config.max_blob_size),
-        (ByteSize::mib(4), ByteSize::gib(64))
-    );
+    assert_eq!((config.initial_cluster_size, config.replicas, config.min_copies), (1, 3, 1));
+    assert_eq!((config.max_manifest_size, config.max_blob_size), (ByteSize::mib(4), ByteSize::gib(64)));
     assert_eq!(config.upload_ttl, Duration::from_secs(24 * 60 * 60));
     assert_eq!(config.raft.heartbeat, Duration::from_millis(100));
 }
@@ -62,30 +45,14 @@ fn defaults_make_a_cluster_of_one() {
 #[test]
 fn each_source_wins_over_the_one_before() {
     let file = "name = 'file'\nreplicas = 1\nbody_timeout = '1s'\n[raft]\nkeep = 10\n";
-    let environment = [
-        ("FLOTILLA_NAME", "variable"),
-        ("FLOTILLA_BODY_TIMEOUT", "2s"),
-        ("FLOTILLA_RAFT_KEEP", "20"),
-    ];
-    let loaded =
-        load(file, &environment, &["--name=flag", "--raft-keep", "30"]).expect("good settings");
+    let environment = [("FLOTILLA_NAME", "variable"), ("FLOTILLA_BODY_TIMEOUT", "2s"), ("FLOTILLA_RAFT_KEEP", "20")];
+    let loaded = load(file, &environment, &["--name=flag", "--raft-keep", "30"]).expect("good settings");
     let config = &loaded.config;
-    assert_eq!(
-        (config.name.as_str(), config.replicas, config.raft.keep),
-        ("flag", 1, 30)
-    );
+    assert_eq!((config.name.as_str(), config.replicas, config.raft.keep), ("flag", 1, 30));
     assert_eq!(config.body_timeout, Duration::from_secs(2));
     assert_eq!(loaded.origin("raft.keep").to_string(), "flag --raft-keep");
-    assert_eq!(
-        loaded.origin("body_timeout").to_string(),
-        "environment variable FLOTILLA_BODY_TIMEOUT"
-    );
-    assert!(
-        loaded
-            .origin("replicas")
-            .to_string()
-            .ends_with("f.toml, line 2")
-    );
+    assert_eq!(loaded.origin("body_timeout").to_string(), "environment variable FLOTILLA_BODY_TIMEOUT");
+    assert!(loaded.origin("replicas").to_string().ends_with("f.toml, line 2"));
     assert_eq!(loaded.origin("listen"), Origin::Default);
     assert_eq!(loaded.origin("min_copies"), Origin::Default);
 }
@@ -94,22 +61,14 @@ fn each_source_wins_over_the_one_before() {
 fn peers_are_a_list_in_every_source() {
     let expected = ["a:1", "b:1", "c:1"];
     let address = "--peer-advertise=a:1";
-    let file = load("peers = ['a:1', 'b:1', 'c:1']", &[], &[address])
-        .expect("good settings")
-        .config;
-    let variable = load("", &[("FLOTILLA_PEERS", "a:1,b:1,c:1")], &[address])
-        .expect("good settings")
-        .config;
-    let flags = load("", &[], &[address, "--peers=a:1,b:1", "--peers=c:1"])
-        .expect("good settings")
-        .config;
+    let file = load("peers = ['a:1', 'b:1', 'c:1']", &[], &[address]).expect("good settings").config;
+    let variable = load("", &[("FLOTILLA_PEERS", "a:1,b:1,c:1")], &[address]).expect("good settings").config;
+    let flags = load("", &[], &[address, "--peers=a:1,b:1", "--peers=c:1"]).expect("good settings").config;
     for config in [file, variable, flags] {
         assert_eq!(config.peers, expected);
         assert_eq!((config.initial_cluster_size, config.min_copies), (3, 2));
     }
-    let none = load("peers = ['a:1']", &[("FLOTILLA_PEERS", "")], &[])
-        .expect("good settings")
-        .config;
+    let none = load("peers = ['a:1']", &[("FLOTILLA_PEERS", "")], &[]).expect("good settings").config;
     assert!(none.peers.is_empty());
 }
 
@@ -123,10 +82,7 @@ fn an_unknown_name_is_refused_in_file_and_environment() {
         refusal("[raft]\n\nsnapshots = 1", &[], &[]),
         "raft.snapshots (f.toml, line 3): no setting has this name; see `flotilla serve --help`"
     );
-    assert_eq!(
-        refusal("[rafts]\nkeep = 1", &[], &[]),
-        "rafts (f.toml, line 1): there is no such section"
-    );
+    assert_eq!(refusal("[rafts]\nkeep = 1", &[], &[]), "rafts (f.toml, line 1): there is no such section");
     assert_eq!(
         refusal("", &[("FLOTILLA_PEER", "a:1")], &[]),
         "FLOTILLA_PEER (environment variable FLOTILLA_PEER): no setting has this name; see `flotilla serve --help`"
@@ -143,32 +99,15 @@ fn a_bad_value_is_refused_with_key_source_and_reason() {
         refusal("", &[("FLOTILLA_LOG_FORMAT", "xml")], &[]),
         "log_format (environment variable FLOTILLA_LOG_FORMAT): \"xml\": must be one of text, json"
     );
-    assert_eq!(
-        refusal("replicas = 0", &[], &[]),
-        "replicas (f.toml, line 1): \"0\": 0 is not in 1..=7"
-    );
-    assert_eq!(
-        refusal("name = true", &[], &[]),
-        "name (f.toml, line 1): boolean is no type for this setting"
-    );
-    assert_eq!(
-        refusal("name = ['a', 'b']", &[], &[]),
-        "name (f.toml, line 1): array is no type for this setting"
-    );
-    assert!(
-        refusal("name = 'a", &[], &[])
-            .starts_with("the configuration file (f.toml, line 1): is not TOML: ")
-    );
+    assert_eq!(refusal("replicas = 0", &[], &[]), "replicas (f.toml, line 1): \"0\": 0 is not in 1..=7");
+    assert_eq!(refusal("name = true", &[], &[]), "name (f.toml, line 1): boolean is no type for this setting");
+    assert_eq!(refusal("name = ['a', 'b']", &[], &[]), "name (f.toml, line 1): array is no type for this setting");
+    assert!(refusal("name = 'a", &[], &[]).starts_with("the configuration file (f.toml, line 1): is not TOML: "));
     assert!(refusal("peers = ['a']", &[], &[]).contains("\"a\" is not a host and a port"));
     assert!(refusal("listen = 'a'", &[], &[]).contains("invalid socket address syntax"));
     assert!(refusal("advertise_url = 'http://a/b'", &[], &[]).contains("nothing behind it"));
-    assert!(
-        refusal("max_blob_size = '4 apples'", &[], &[]).contains("expected a size such as 4MiB")
-    );
-    assert!(
-        refusal("log_level = 'flotilla=loud'", &[], &[])
-            .starts_with("log_level (f.toml, line 1): ")
-    );
+    assert!(refusal("max_blob_size = '4 apples'", &[], &[]).contains("expected a size such as 4MiB"));
+    assert!(refusal("log_level = 'flotilla=loud'", &[], &[]).starts_with("log_level (f.toml, line 1): "));
 }
 
 #[test]
@@ -177,41 +116,19 @@ fn settings_that_contradict_each_other_are_refused() {
         refusal("", &[], &["--min-copies=3", "--replicas=2"]),
         "min_copies (flag --min-copies): 3 is more than replicas (2)"
     );
-    assert!(
-        refusal("[raft]\nelection_min = '200ms'", &[], &[])
-            .starts_with("raft.election_min (f.toml, line 2): ")
-    );
-    assert!(
-        refusal("[raft]\nelection_max = '500ms'", &[], &[])
-            .starts_with("raft.election_max (f.toml, line 2): ")
-    );
-    assert!(
-        refusal("", &[], &["--initial-cluster-size=3"]).starts_with("initial_cluster_size (flag ")
-    );
-    assert!(
-        refusal("", &[], &["--peers=a:1,a:1", "--peer-advertise=a:1"])
-            .ends_with("a:1 is listed twice")
-    );
+    assert!(refusal("[raft]\nelection_min = '200ms'", &[], &[]).starts_with("raft.election_min (f.toml, line 2): "));
+    assert!(refusal("[raft]\nelection_max = '500ms'", &[], &[]).starts_with("raft.election_max (f.toml, line 2): "));
+    assert!(refusal("", &[], &["--initial-cluster-size=3"]).starts_with("initial_cluster_size (flag "));
+    assert!(refusal("", &[], &["--peers=a:1,a:1", "--peer-advertise=a:1"]).ends_with("a:1 is listed twice"));
     assert!(refusal("", &[], &["--peer-listen=0.0.0.0:5000"]).starts_with("peer_listen (flag "));
 }
 
 #[test]
 fn a_node_with_peers_elsewhere_must_say_where_it_is_itself() {
-    assert!(
-        refusal("", &[], &["--peers=a:7000,b:7000"])
-            .starts_with("peer_advertise (default): must be set")
-    );
-    let local = load("", &[], &["--peers=127.0.0.1:7000,localhost:7001"])
-        .expect("good settings")
-        .config;
+    assert!(refusal("", &[], &["--peers=a:7000,b:7000"]).starts_with("peer_advertise (default): must be set"));
+    let local = load("", &[], &["--peers=127.0.0.1:7000,localhost:7001"]).expect("good settings").config;
     assert_eq!(local.peer_advertise, "127.0.0.1:7000");
-    let bound = load(
-        "",
-        &[],
-        &["--peers=a:7000,b:7000", "--peer-listen=10.0.0.1:7000"],
-    )
-    .expect("good settings")
-    .config;
+    let bound = load("", &[], &["--peers=a:7000,b:7000", "--peer-listen=10.0.0.1:7000"]).expect("good settings").config;
     assert_eq!(bound.peer_advertise, "10.0.0.1:7000");
 }
 

@@ -15,14 +15,9 @@ pub(super) fn node_name(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn base_url(text: &str) -> Result<String, String> {
-    let url =
-        reqwest::Url::parse(text).map_err(|error| format!("{error}; expected http://host:port"))?;
+    let url = reqwest::Url::parse(text).map_err(|error| format!("{error}; expected http://host:port"))?;
     let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    if !matches!(url.scheme(), "http" | "https")
-        || !url.has_host()
-        || !plain
-        || !url.username().is_empty()
-    {
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain || !url.username().is_empty() {
         return Err("expected http://host:port or https://host:port, nothing behind it".to_owned());
     }
     Ok(text.trim_end_matches('/').to_owned())
@@ -32,9 +27,7 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     let refused = || format!("{text:?} is not a host and a port, such as node-1.example:7000");
     let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
     let port: u16 = port.parse().map_err(|_| refused())?;
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let good = match bracketed {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && node_name(host).is_ok(),
@@ -47,14 +40,9 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
 
 /// Whether a host and port lie on this machine by the look of it.
 pub(super) fn is_loopback(host_and_port: &str) -> bool {
-    let host = host_and_port
-        .rsplit_once(':')
-        .map_or(host_and_port, |(host, _)| host);
+    let host = host_and_port.rsplit_once(':').map_or(host_and_port, |(host, _)| host);
     let host = host.trim_matches(['[', ']']);
-    host == "localhost"
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The address a caller on this machine can use: "every address" becomes the loopback address.
@@ -89,22 +77,11 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 /// Writes a size exactly: bytesize's own form rounds to one decimal.
 pub(super) fn write_size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
     let bytes = size.as_u64();
-    let units = [
-        (1 << 30, "GiB"),
-        (1 << 20, "MiB"),
-        (1 << 10, "KiB"),
-        (1, "B"),
-    ];
-    let (unit, suffix) = units
-        .into_iter()
-        .find(|(unit, _)| bytes.is_multiple_of(*unit))
-        .unwrap_or((1, "B"));
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+    let (unit, suffix) = units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)).unwrap_or((1, "B"));
     serializer.collect_str(&format_args!("{}{suffix}", bytes / unit))
 }
 
-pub(super) fn write_duration<S: Serializer>(
-    duration: &Duration,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+pub(super) fn write_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }

@@ -117,12 +117,7 @@ impl Turn {
         Err(UploadError::NoQuorum)
     }
 
-    async fn link(
-        &self,
-        digest: Digest,
-        size: u64,
-        body: Body,
-    ) -> Result<Result<Finished, Refusal>, UploadError> {
+    async fn link(&self, digest: Digest, size: u64, body: Body) -> Result<Result<Finished, Refusal>, UploadError> {
         let repository = self.session.repository().clone();
         let command = Command::LinkBlob { repository, digest, size, body };
         match self.session.replication().consensus().propose(self.session.id(), command).await {

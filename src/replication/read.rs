@@ -50,7 +50,12 @@ impl Replication {
     ///
     /// # Errors
     /// The first byte cannot be had from anywhere.
-    pub(crate) async fn read(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<BlobStream, ReadBlobError> {
+    pub(crate) async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<BlobStream, ReadBlobError> {
         if let Some(local) = self.read_local(digest, range.clone()).await? {
             return Ok(local);
         }
@@ -58,7 +63,11 @@ impl Replication {
     }
 
     /// The bytes of this node's own copy; `None` where it has none.
-    pub(super) async fn read_local(&self, digest: &Digest, range: Range<u64>) -> Result<Option<BlobStream>, StorageError> {
+    pub(super) async fn read_local(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, StorageError> {
         let (blobs, digest) = (self.blobs().clone(), *digest);
         let transfer = Transfer::begin();
         let mut position = range.start;

@@ -164,7 +164,8 @@ impl Repair {
             return Ok(());
         }
         let found = self.compare(due.iter().map(|fresh| (fresh.digest, fresh.size)).collect()).await?;
-        let missing: HashSet<Digest> = found.into_iter().filter(|found| !found.held).map(|found| found.digest).collect();
+        let missing: HashSet<Digest> =
+            found.into_iter().filter(|found| !found.held).map(|found| found.digest).collect();
         for fresh in due {
             let arriving = self.replication.copies().is_arriving(fresh.size, ARRIVING);
             if missing.contains(&fresh.digest) && arriving && fresh.put_off < ARRIVING_TIMES {
@@ -180,7 +181,8 @@ impl Repair {
         let members = self.members.clone();
         blocking(move || {
             let (own, copies) = (replication.consensus().node_id(), replication.config().replicas);
-            let here = blobs.into_iter().filter(|(digest, _)| placement::placed(digest, &members, copies).contains(&own));
+            let here =
+                blobs.into_iter().filter(|(digest, _)| placement::placed(digest, &members, copies).contains(&own));
             here.map(|(digest, size)| {
                 let held = replication.blobs().size(&digest)?.is_some();
                 replication.tally().record(&digest, size, held);

@@ -59,7 +59,9 @@ async fn get_blob(app: App, request: HttpRequest, path: web::Path<String>) -> Ht
 async fn head_blob(app: App, path: web::Path<String>) -> HttpResponse {
     let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
     match size(&app, digest).await {
-        Ok(Some(size)) => HttpResponse::Ok().no_chunking(size).body(body::SizedStream::new(size, futures::stream::empty::<std::io::Result<_>>())),
+        Ok(Some(size)) => HttpResponse::Ok()
+            .no_chunking(size)
+            .body(body::SizedStream::new(size, futures::stream::empty::<std::io::Result<_>>())),
         Ok(None) => HttpResponse::NotFound().finish(),
         Err(error) => failed(&error),
     }

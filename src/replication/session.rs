@@ -143,12 +143,7 @@ impl Drop for Held {
 }
 
 impl Session {
-    pub(super) fn new(
-        replication: Replication,
-        id: Uuid,
-        repository: RepositoryName,
-        memory: Memory,
-    ) -> Self {
+    pub(super) fn new(replication: Replication, id: Uuid, repository: RepositoryName, memory: Memory) -> Self {
         let held = Held { bytes: Vec::new(), memory: memory.clone() };
         Self {
             replication,
@@ -296,7 +291,8 @@ impl Turn {
         let replication = &self.session.replication;
         let blobs = replication.blobs().clone();
         let staging = blocking(move || blobs.stage()).await??;
-        let mut peers = replication.reachable_peers(self.session.id.as_bytes().last_chunk::<8>().map_or(&[], |key| key));
+        let mut peers =
+            replication.reachable_peers(self.session.id.as_bytes().last_chunk::<8>().map_or(&[], |key| key));
         peers.truncate(replication.config().replicas.saturating_sub(1));
         let fanout = Fanout::begin(replication.peers(), self.session.id, peers, replication.config().body_timeout);
         let mut file = Box::new(OnDisk { writer: Writer::new(staging), fanout });

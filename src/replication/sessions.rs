@@ -56,10 +56,7 @@ impl Replication {
     ///
     /// # Errors
     /// Too many are open.
-    pub(crate) fn open_session(
-        &self,
-        repository: &RepositoryName,
-    ) -> Result<Arc<Session>, UploadError> {
+    pub(crate) fn open_session(&self, repository: &RepositoryName) -> Result<Arc<Session>, UploadError> {
         let session = self.unlisted_session(repository);
         let mut table = self.sessions().table.lock();
         if table.len() >= self.config().max_uploads {

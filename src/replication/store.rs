@@ -210,7 +210,8 @@ impl Replication {
         let own = self.consensus().node_id();
         let members = self.consensus().members();
         let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
-        let ranked = placement::ranked(key, &ids).into_iter().filter(|id| *id != own && self.consensus().reachable(*id));
+        let ranked =
+            placement::ranked(key, &ids).into_iter().filter(|id| *id != own && self.consensus().reachable(*id));
         ranked.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
     }
 

@@ -3,6 +3,7 @@
 mod any_node;
 mod architecture;
 mod clients;
+mod clients;
 mod cluster;
 mod dev;
 mod errors;

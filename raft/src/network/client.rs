@@ -64,8 +64,16 @@ impl PeerClient {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call<Q: Serialize, A: DeserializeOwned>(&self, address: &str, to: Option<NodeId>, call: Call, request: &Q, limit: Duration) -> Result<A, CallError> {
-        let body = wire::encode(Kind::Request, request).map_err(|problem| CallError::Unreadable(problem.to_string()))?;
+    pub async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        address: &str,
+        to: Option<NodeId>,
+        call: Call,
+        request: &Q,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        let body =
+            wire::encode(Kind::Request, request).map_err(|problem| CallError::Unreadable(problem.to_string()))?;
         let mut post = self.http.post(format!("http://{address}{PREFIX}/{}", call.name())).timeout(limit).body(body);
         if let Some(to) = to {
             post = post.header(TO_HEADER, format!("{to:012x}"));

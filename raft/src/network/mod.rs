@@ -50,8 +50,18 @@ pub enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 10] =
-        [Self::Append, Self::Vote, Self::PreVote, Self::Transfer, Self::Propose, Self::ReadIndex, Self::Ping, Self::WaitApplied, Self::Identity, Self::Join];
+    const ALL: [Self; 10] = [
+        Self::Append,
+        Self::Vote,
+        Self::PreVote,
+        Self::Transfer,
+        Self::Propose,
+        Self::ReadIndex,
+        Self::Ping,
+        Self::WaitApplied,
+        Self::Identity,
+        Self::Join,
+    ];
 
     /// The last part of its path.
     pub fn name(self) -> &'static str {

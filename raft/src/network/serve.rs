@@ -70,12 +70,16 @@ impl Consensus {
         self.check(caller)?;
         let raft = self.raft();
         match call {
-            Call::Append => written(&raft.append_entries(read::<AppendEntriesRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
+            Call::Append => {
+                written(&raft.append_entries(read::<AppendEntriesRequest<TypeConfig>>(body)?).await.map_err(stopped)?)
+            }
             Call::Vote => written(&raft.vote(read::<VoteRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
             Call::PreVote => written(&raft.pre_vote(read::<VoteRequest<TypeConfig>>(body)?).await.map_err(stopped)?),
             Call::Transfer => {
                 let (from, to, last): (Vote, NodeId, Option<LogId>) = read(body)?;
-                written(&raft.handle_transfer_leader(TransferLeaderRequest::new(from, to, last)).await.map_err(stopped)?)
+                written(
+                    &raft.handle_transfer_leader(TransferLeaderRequest::new(from, to, last)).await.map_err(stopped)?,
+                )
             }
             Call::Propose => written::<ProposeReply>(&self.propose_here(read::<Proposal>(body)?).await),
             Call::ReadIndex => written::<ReadIndexReply>(&self.read_index_here().await),
@@ -96,11 +100,16 @@ impl Consensus {
     ///
     /// # Errors
     /// See [`ServeError`]: each has its HTTP status.
-    pub async fn serve_snapshot<S: Stream<Item = Result<Bytes, String>> + Unpin>(&self, caller: Caller, body: S) -> Result<Vec<u8>, ServeError> {
+    pub async fn serve_snapshot<S: Stream<Item = Result<Bytes, String>> + Unpin>(
+        &self,
+        caller: Caller,
+        body: S,
+    ) -> Result<Vec<u8>, ServeError> {
         self.check(caller)?;
         let Ok(_one_at_a_time) = self.receiving().try_lock() else { return Err(ServeError::Busy) };
         let store = self.metadata().clone();
-        let install = tokio::task::spawn_blocking(move || store.begin_install()).await.map_err(stopped)?.map_err(stopped)?;
+        let install =
+            tokio::task::spawn_blocking(move || store.begin_install()).await.map_err(stopped)?.map_err(stopped)?;
         let (head, install) = snapshot_stream::receive(body, install).await.map_err(ServeError::Unreadable)?;
         let snapshot = Snapshot { meta: head.meta, snapshot: Copy::Received(install) };
         written(&self.raft().install_full_snapshot(head.vote, snapshot).await.map_err(stopped)?)

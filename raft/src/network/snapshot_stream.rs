@@ -37,7 +37,14 @@ pub(super) struct Head {
 type Chunk = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Sends the rows of a view to a node, and waits until it has installed them.
-pub(super) async fn send(client: &PeerClient, record: &NodeRecord, to: NodeId, vote: Vote, meta: SnapshotMeta, view: View) -> Result<SnapshotResponse<TypeConfig>, CallError> {
+pub(super) async fn send(
+    client: &PeerClient,
+    record: &NodeRecord,
+    to: NodeId,
+    vote: Vote,
+    meta: SnapshotMeta,
+    view: View,
+) -> Result<SnapshotResponse<TypeConfig>, CallError> {
     let (frames, queue) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(AHEAD);
     tokio::task::spawn_blocking(move || {
         let result = produce(&frames, vote, meta, view);
@@ -47,17 +54,30 @@ pub(super) async fn send(client: &PeerClient, record: &NodeRecord, to: NodeId, v
         }
     });
     let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(queue));
-    let post = client.http().post(format!("http://{}{PREFIX}/snapshot", record.peer_address)).timeout(COPY_LIMIT).header(TO_HEADER, format!("{to:012x}")).body(body);
+    let post = client
+        .http()
+        .post(format!("http://{}{PREFIX}/snapshot", record.peer_address))
+        .timeout(COPY_LIMIT)
+        .header(TO_HEADER, format!("{to:012x}"))
+        .body(body);
     let answer = post.send().await.map_err(|problem| failure(&problem))?;
     let status = answer.status().as_u16();
     let bytes = answer.bytes().await.map_err(|problem| failure(&problem))?;
     if status != 200 {
-        return Err(CallError::NoAnswer(format!("snapshot refused with status {status}: {}", String::from_utf8_lossy(&bytes))));
+        return Err(CallError::NoAnswer(format!(
+            "snapshot refused with status {status}: {}",
+            String::from_utf8_lossy(&bytes)
+        )));
     }
     wire::decode(Kind::Response, &bytes).map_err(|problem| CallError::Unreadable(problem.to_string()))
 }
 
-fn produce(frames: &tokio::sync::mpsc::Sender<Result<Bytes, std::io::Error>>, vote: Vote, meta: SnapshotMeta, mut view: View) -> Result<(), StorageError> {
+fn produce(
+    frames: &tokio::sync::mpsc::Sender<Result<Bytes, std::io::Error>>,
+    vote: Vote,
+    meta: SnapshotMeta,
+    mut view: View,
+) -> Result<(), StorageError> {
     let send = |envelope: Vec<u8>| frames.blocking_send(Ok(framed(&envelope))).map_err(|_| StorageError::Closed);
     send(wire::encode(Kind::SnapshotHead, &Head { vote, meta })?)?;
     while let Some(rows) = view.next_chunk(CHUNK_BYTES)? {
@@ -83,7 +103,8 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Frames<S> {
     async fn next(&mut self) -> Result<Bytes, String> {
         loop {
             if self.buffer.len() >= 4 {
-                let length = u32::from_be_bytes([self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]]) as usize;
+                let length =
+                    u32::from_be_bytes([self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]]) as usize;
                 if length > FRAME_MAX {
                     return Err(format!("a frame of {length} bytes"));
                 }
@@ -101,7 +122,10 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Frames<S> {
 }
 
 /// Writes the rows of a body into a new generation; returns it, not yet installed, with the head.
-pub(super) async fn receive<S: Stream<Item = Result<Bytes, String>> + Unpin>(body: S, install: Install) -> Result<(Head, Install), String> {
+pub(super) async fn receive<S: Stream<Item = Result<Bytes, String>> + Unpin>(
+    body: S,
+    install: Install,
+) -> Result<(Head, Install), String> {
     let mut frames = Frames { body, buffer: BytesMut::new() };
     let head = frames.next().await?;
     let head: Head = wire::decode(Kind::SnapshotHead, &head).map_err(|problem| problem.to_string())?;
@@ -113,7 +137,8 @@ pub(super) async fn receive<S: Stream<Item = Result<Bytes, String>> + Unpin>(bod
             install.put(&rows)?;
             Ok::<_, StorageError>((rows.is_empty(), install))
         });
-        let (is_end, same) = written.await.map_err(|problem| problem.to_string())?.map_err(|problem| problem.to_string())?;
+        let (is_end, same) =
+            written.await.map_err(|problem| problem.to_string())?.map_err(|problem| problem.to_string())?;
         install = same;
         if is_end {
             return Ok((head, install));

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -46,7 +49,12 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 }
 
 impl Connection {
-    async fn call<Q: Serialize, A: DeserializeOwned>(&self, call: Call, request: &Q, limit: Duration) -> Result<A, RPCError<TypeConfig>> {
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        call: Call,
+        request: &Q,
+        limit: Duration,
+    ) -> Result<A, RPCError<TypeConfig>> {
         self.client.call(&self.record.peer_address, Some(self.target), call, request, limit).await.map_err(rpc_error)
     }
 }
@@ -62,19 +70,35 @@ fn rpc_error(problem: CallError) -> RPCError<TypeConfig> {
 impl RaftNetworkV2<TypeConfig> for Connection {
     type SnapshotData = Copy;
 
-    async fn append_entries(&mut self, rpc: AppendEntriesRequest<TypeConfig>, _option: RPCOption) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.call(Call::Append, &rpc, APPEND_LIMIT).await
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, _option: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.call(Call::Vote, &rpc, VOTE_LIMIT).await
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, _option: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.call(Call::PreVote, &rpc, VOTE_LIMIT).await
     }
 
-    async fn transfer_leader(&mut self, req: TransferLeaderRequest<TypeConfig>, _option: RPCOption) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let parts = (req.from_leader().clone(), *req.to_node_id(), req.last_log_id().cloned());
         self.call(Call::Transfer, &parts, VOTE_LIMIT).await
     }

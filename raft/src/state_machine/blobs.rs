@@ -9,7 +9,14 @@ use crate::names::RepositoryName;
 use crate::registry::{BlobRecord, LinkRecord};
 
 /// Makes an uploaded blob part of a repository.
-pub(super) fn link(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest, size: u64, body: &Body, request_id: Uuid) -> Applied {
+pub(super) fn link(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    size: u64,
+    body: &Body,
+    request_id: Uuid,
+) -> Applied {
     if !holders_remain(state, body) {
         return Ok(Err(Refusal::HoldersGone));
     }
@@ -23,7 +30,13 @@ pub(super) fn link(state: &mut State<'_>, repository: &RepositoryName, digest: &
 }
 
 /// Makes a blob that another repository holds (any, where `from` is `None`) part of this one.
-pub(super) fn mount(state: &mut State<'_>, repository: &RepositoryName, from: Option<&RepositoryName>, digest: &Digest, request_id: Uuid) -> Applied {
+pub(super) fn mount(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    from: Option<&RepositoryName>,
+    digest: &Digest,
+    request_id: Uuid,
+) -> Applied {
     let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))?.filter(|blob| blob.links > 0) else {
         return Ok(Err(Refusal::BlobUnknown));
     };
@@ -34,7 +47,8 @@ pub(super) fn mount(state: &mut State<'_>, repository: &RepositoryName, from: Op
         },
         None => blob.inline,
     };
-    if put_link(state, repository, digest, LinkRecord { size: blob.size, inline, revision: state.index(), request_id })? {
+    if put_link(state, repository, digest, LinkRecord { size: blob.size, inline, revision: state.index(), request_id })?
+    {
         blob.links += 1;
         state.put(keys::blob(digest), &blob)?;
     }
@@ -60,12 +74,19 @@ pub(super) fn unlink(state: &mut State<'_>, repository: &RepositoryName, digest:
 pub(super) fn holders_remain(state: &State<'_>, body: &Body) -> bool {
     match body {
         Body::Inline(_) => true,
-        Body::File { holders, min_copies } => holders.iter().filter(|holder| state.is_member(**holder)).count() >= *min_copies as usize,
+        Body::File { holders, min_copies } => {
+            holders.iter().filter(|holder| state.is_member(**holder)).count() >= *min_copies as usize
+        }
     }
 }
 
 /// Stores an inline body, and notes where the digest's bytes are. The caller counts its use and puts the record.
-pub(super) fn keep_body(state: &mut State<'_>, digest: &Digest, size: u64, body: &Body) -> Result<BlobRecord, StorageError> {
+pub(super) fn keep_body(
+    state: &mut State<'_>,
+    digest: &Digest,
+    size: u64,
+    body: &Body,
+) -> Result<BlobRecord, StorageError> {
     let mut blob: BlobRecord = state.get(&keys::blob(digest))?.unwrap_or_default();
     blob.size = size;
     match body {
@@ -84,7 +105,12 @@ pub(super) fn keep_body(state: &mut State<'_>, digest: &Digest, size: u64, body:
 }
 
 /// Puts a link; says whether the repository did not have the blob before.
-fn put_link(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest, record: LinkRecord) -> Result<bool, StorageError> {
+fn put_link(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    record: LinkRecord,
+) -> Result<bool, StorageError> {
     let key = keys::link(repository, digest);
     let is_new = !state.exists(&key)?;
     state.put(key, &record)?;

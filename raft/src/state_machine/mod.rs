@@ -43,8 +43,12 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
             }
             Ok(Ok(Outcome::Done))
         }
-        Command::LinkBlob { repository, digest, size, body } => blobs::link(state, repository, digest, *size, body, proposal.request_id),
-        Command::MountBlob { repository, from, digest } => blobs::mount(state, repository, from.as_ref(), digest, proposal.request_id),
+        Command::LinkBlob { repository, digest, size, body } => {
+            blobs::link(state, repository, digest, *size, body, proposal.request_id)
+        }
+        Command::MountBlob { repository, from, digest } => {
+            blobs::mount(state, repository, from.as_ref(), digest, proposal.request_id)
+        }
         Command::UnlinkBlob { repository, digest } => blobs::unlink(state, repository, digest),
         Command::PutManifest(put) => manifests::put(state, put, &proposal.actor),
         Command::DeleteManifest { repository, digest } => manifests::delete(state, repository, digest),

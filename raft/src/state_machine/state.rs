@@ -122,12 +122,20 @@ impl<'a> State<'a> {
     /// Those written in this chunk are not looked at: none of them is that old.
     pub(super) fn first_requests_below(&self, floor: u64) -> Result<Vec<Vec<u8>>, StorageError> {
         let rows = self.reader.scan(&[Keyspace::Request.prefix()], None, FORGET_MAX)?;
-        let old = rows.into_iter().map(|(key, _)| key).take_while(|key| keys::request_base(key).is_some_and(|base| base < floor));
+        let old = rows
+            .into_iter()
+            .map(|(key, _)| key)
+            .take_while(|key| keys::request_base(key).is_some_and(|base| base < floor));
         Ok(old.filter(|key| !self.writes.contains_key(key)).collect())
     }
 
     /// Changes how much a repository holds; its row goes when nothing is left.
-    pub(super) fn count(&mut self, repository: &RepositoryName, blobs: i64, manifests: i64) -> Result<(), StorageError> {
+    pub(super) fn count(
+        &mut self,
+        repository: &RepositoryName,
+        blobs: i64,
+        manifests: i64,
+    ) -> Result<(), StorageError> {
         let key = keys::repository(repository);
         let mut record: RepositoryRecord = self.get(&key)?.unwrap_or_default();
         record.blobs = record.blobs.saturating_add_signed(blobs);

@@ -9,13 +9,24 @@ use crate::registry::TagRecord;
 
 /// Points a tag at a manifest that the repository holds; the caller has made sure of that. Pointing it where it
 /// points already is no change, so its revision stays.
-pub(super) fn put(state: &mut State<'_>, repository: &RepositoryName, tag: &Tag, digest: &Digest, actor: &str) -> Result<(), StorageError> {
+pub(super) fn put(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    digest: &Digest,
+    actor: &str,
+) -> Result<(), StorageError> {
     let key = keys::tag(repository, tag);
     let former: Option<TagRecord> = state.get(&key)?;
     if former.is_some_and(|former| former.digest == *digest) {
         return Ok(());
     }
-    let record = TagRecord { digest: digest.clone(), revision: state.index(), time_ms: state.time_ms(), actor: actor.to_owned() };
+    let record = TagRecord {
+        digest: digest.clone(),
+        revision: state.index(),
+        time_ms: state.time_ms(),
+        actor: actor.to_owned(),
+    };
     state.put(key, &record)
 }
 

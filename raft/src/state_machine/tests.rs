@@ -28,7 +28,10 @@ impl Reader for Memory {
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
-        let rows = self.rows.iter().filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key.as_slice() > after));
+        let rows = self
+            .rows
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key.as_slice() > after));
         Ok(rows.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 }
@@ -56,7 +59,13 @@ impl Memory {
     }
 
     fn one(&mut self, command: Command) -> Answer {
-        let proposal = Proposal { request_id: Uuid::from_u128(u128::from(self.index) + 1000), base_index: self.index, time_ms: 1000 * (self.index + 1), actor: String::new(), command };
+        let proposal = Proposal {
+            request_id: Uuid::from_u128(u128::from(self.index) + 1000),
+            base_index: self.index,
+            time_ms: 1000 * (self.index + 1),
+            actor: String::new(),
+            command,
+        };
         self.apply(&[proposal]).remove(0)
     }
 
@@ -71,7 +80,9 @@ fn digest(name: &str) -> Digest {
 
 fn body(word: &str) -> Body {
     match word.strip_prefix("file:") {
-        Some(holders) => Body::File { holders: holders.split(',').map(|id| id.parse().expect("an id")).collect(), min_copies: 2 },
+        Some(holders) => {
+            Body::File { holders: holders.split(',').map(|id| id.parse().expect("an id")).collect(), min_copies: 2 }
+        }
         None => Body::Inline(Bytes::copy_from_slice(word.as_bytes())),
     }
 }
@@ -81,10 +92,21 @@ fn body(word: &str) -> Body {
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let repository = words[1].parse().expect("a repository");
-    let list = |word: Option<&&str>| word.filter(|word| **word != "-").map_or_else(Vec::new, |word| word.split(',').map(digest).collect());
+    let list = |word: Option<&&str>| {
+        word.filter(|word| **word != "-").map_or_else(Vec::new, |word| word.split(',').map(digest).collect())
+    };
     match words[0] {
-        "link" => Command::LinkBlob { repository, digest: digest(words[2]), size: words[2].len() as u64, body: body(words[3]) },
-        "mount" => Command::MountBlob { repository, digest: digest(words[2]), from: words.get(3).map(|from| from.parse().expect("a repository")) },
+        "link" => Command::LinkBlob {
+            repository,
+            digest: digest(words[2]),
+            size: words[2].len() as u64,
+            body: body(words[3]),
+        },
+        "mount" => Command::MountBlob {
+            repository,
+            digest: digest(words[2]),
+            from: words.get(3).map(|from| from.parse().expect("a repository")),
+        },
         "unlink" => Command::UnlinkBlob { repository, digest: digest(words[2]) },
         "delete-tag" => Command::DeleteTag { repository, tag: words[2].parse().expect("a tag") },
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
@@ -94,7 +116,11 @@ fn command(line: &str) -> Command {
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
             size: words[2].len() as u64,
             body: body(words[2]),
-            tags: if words[3] == "-" { Vec::new() } else { words[3].split(',').map(|tag| tag.parse().expect("a tag")).collect() },
+            tags: if words[3] == "-" {
+                Vec::new()
+            } else {
+                words[3].split(',').map(|tag| tag.parse().expect("a tag")).collect()
+            },
             blobs: list(words.get(4)),
             manifests: list(words.get(5)),
             either: Vec::new(),
@@ -118,7 +144,11 @@ fn transcript(scenario: &str) -> String {
         let answer = memory.one(command(text));
         let _ = match &answer.result {
             Ok(outcome) => writeln!(out, "{outcome:?} at {}", answer.revision),
-            Err(Refusal::ContentMissing(missing)) => writeln!(out, "refused: missing {:?}", missing.iter().map(|digest| &names[&digest.to_string()]).collect::<Vec<_>>()),
+            Err(Refusal::ContentMissing(missing)) => writeln!(
+                out,
+                "refused: missing {:?}",
+                missing.iter().map(|digest| &names[&digest.to_string()]).collect::<Vec<_>>()
+            ),
             Err(refusal) => writeln!(out, "refused: {refusal}"),
         };
         out.push_str(&listing(&memory, &names));
@@ -135,9 +165,20 @@ fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
         let prefix = keys::tags(&name);
         let tags = memory.scan(&prefix, None, usize::MAX).expect("in memory").into_iter().map(|(key, value)| {
             let tag: TagRecord = wire::decode(Kind::Row, &value).expect("a sound row");
-            format!(" {}→{}@{}", String::from_utf8_lossy(&key[prefix.len()..]), names[&tag.digest.to_string()], tag.revision)
+            format!(
+                " {}→{}@{}",
+                String::from_utf8_lossy(&key[prefix.len()..]),
+                names[&tag.digest.to_string()],
+                tag.revision
+            )
         });
-        let _ = writeln!(out, "  {name}: {} blobs, {} manifests{}", record.blobs, record.manifests, tags.collect::<String>());
+        let _ = writeln!(
+            out,
+            "  {name}: {} blobs, {} manifests{}",
+            record.blobs,
+            record.manifests,
+            tags.collect::<String>()
+        );
     }
     out
 }
@@ -165,7 +206,13 @@ fn manifests_and_tags_are_put_and_deleted() {
 #[test]
 fn a_request_that_comes_again_is_answered_and_not_applied_again() {
     let mut memory = Memory::default();
-    let link = |id: u128, base_index| Proposal { request_id: Uuid::from_u128(id), base_index, time_ms: 5, actor: String::new(), command: command("link a/b blob body") };
+    let link = |id: u128, base_index| Proposal {
+        request_id: Uuid::from_u128(id),
+        base_index,
+        time_ms: 5,
+        actor: String::new(),
+        command: command("link a/b blob body"),
+    };
     let first = memory.apply(&[link(1, 0)]);
     memory.one(command("unlink a/b blob"));
     let again = memory.apply(&[link(1, 0), link(1, 0)]);
@@ -176,7 +223,13 @@ fn a_request_that_comes_again_is_answered_and_not_applied_again() {
 #[test]
 fn a_request_twice_in_one_chunk_is_applied_once() {
     let mut memory = Memory::default();
-    let put = Proposal { request_id: Uuid::from_u128(7), base_index: 0, time_ms: 5, actor: String::new(), command: command("put r manifest a -") };
+    let put = Proposal {
+        request_id: Uuid::from_u128(7),
+        base_index: 0,
+        time_ms: 5,
+        actor: String::new(),
+        command: command("put r manifest a -"),
+    };
     let answers = memory.apply(&[put.clone(), put]);
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0].revision, 1);
@@ -185,7 +238,13 @@ fn a_request_twice_in_one_chunk_is_applied_once() {
 #[test]
 fn a_refused_request_may_be_tried_again_under_its_id() {
     let mut memory = Memory::default();
-    let mut link = Proposal { request_id: Uuid::from_u128(7), base_index: 0, time_ms: 5, actor: String::new(), command: command("link r blob file:8,9") };
+    let mut link = Proposal {
+        request_id: Uuid::from_u128(7),
+        base_index: 0,
+        time_ms: 5,
+        actor: String::new(),
+        command: command("link r blob file:8,9"),
+    };
     assert_eq!(memory.apply(std::slice::from_ref(&link))[0].result, Err(Refusal::HoldersGone));
     link.command = command("link r blob file:1,9,2");
     assert_eq!(memory.apply(&[link])[0].result, Ok(Outcome::Done));
@@ -194,7 +253,13 @@ fn a_refused_request_may_be_tried_again_under_its_id() {
 #[test]
 fn requests_below_the_floor_are_refused_and_forgotten() {
     let mut memory = Memory { index: super::requests::WINDOW - 10, ..Memory::default() };
-    let old = Proposal { request_id: Uuid::from_u128(1), base_index: 3, time_ms: 5, actor: String::new(), command: command("link r blob body") };
+    let old = Proposal {
+        request_id: Uuid::from_u128(1),
+        base_index: 3,
+        time_ms: 5,
+        actor: String::new(),
+        command: command("link r blob body"),
+    };
     assert!(memory.apply(std::slice::from_ref(&old))[0].result.is_ok());
     for _ in 0..200 {
         memory.one(command("delete-tag r none"));
@@ -206,10 +271,17 @@ fn requests_below_the_floor_are_refused_and_forgotten() {
 #[test]
 fn the_clock_of_state_never_goes_back() {
     let mut memory = Memory::default();
-    let put = |id: u128, time_ms, name: &str| Proposal { request_id: Uuid::from_u128(id), base_index: 0, time_ms, actor: "x".into(), command: command(&format!("put r {name} t -")) };
+    let put = |id: u128, time_ms, name: &str| Proposal {
+        request_id: Uuid::from_u128(id),
+        base_index: 0,
+        time_ms,
+        actor: "x".into(),
+        command: command(&format!("put r {name} t -")),
+    };
     memory.apply(&[put(1, 5000, "one")]);
     memory.apply(&[put(2, 4000, "two")]);
-    let tag: TagRecord = memory.row(&keys::tag(&"r".parse().expect("a name"), &"t".parse().expect("a tag"))).expect("a tag");
+    let tag: TagRecord =
+        memory.row(&keys::tag(&"r".parse().expect("a name"), &"t".parse().expect("a tag"))).expect("a tag");
     assert_eq!((tag.time_ms, tag.revision, tag.actor.as_str()), (5000, 2, "x"));
 }
 
@@ -219,9 +291,18 @@ fn bodies_are_split_into_rows_that_sled_keeps_in_its_pages() {
         let mut memory = Memory::default();
         let bytes = Bytes::from(vec![7u8; size]);
         let digest = Digest::of(Algorithm::Sha512, &bytes);
-        memory.one(Command::LinkBlob { repository: "r".parse().expect("a name"), digest: digest.clone(), size: size as u64, body: Body::Inline(bytes.clone()) });
+        memory.one(Command::LinkBlob {
+            repository: "r".parse().expect("a name"),
+            digest: digest.clone(),
+            size: size as u64,
+            body: Body::Inline(bytes.clone()),
+        });
         let parts = memory.scan(&keys::body(&digest), None, usize::MAX).expect("in memory");
-        assert!(!parts.is_empty() && parts.len() <= keys::BODY_PARTS_MAX && parts.iter().all(|(_, part)| part.len() <= keys::BODY_PART));
+        assert!(
+            !parts.is_empty()
+                && parts.len() <= keys::BODY_PARTS_MAX
+                && parts.iter().all(|(_, part)| part.len() <= keys::BODY_PART)
+        );
         assert_eq!(parts.into_iter().flat_map(|(_, part)| part).collect::<Vec<_>>(), bytes);
     }
 }
@@ -231,7 +312,8 @@ fn a_manifest_record_keeps_what_was_parsed() {
     let mut memory = Memory::default();
     memory.one(command("link r layer body"));
     memory.one(command("put r image v1 layer"));
-    let record: ManifestRecord = memory.row(&keys::manifest(&"r".parse().expect("a name"), &digest("image"))).expect("a manifest");
+    let record: ManifestRecord =
+        memory.row(&keys::manifest(&"r".parse().expect("a name"), &digest("image"))).expect("a manifest");
     assert_eq!((record.blobs, record.inline, record.revision), (vec![digest("layer")], true, 2));
     let blob: BlobRecord = memory.row(&keys::blob(&digest("image"))).expect("a blob");
     assert_eq!(blob, BlobRecord { size: 5, inline: true, file: false, links: 0, manifests: 1 });

@@ -24,13 +24,9 @@ struct Image {
 pub(super) async fn run(http: &Client, urls: &[&str]) -> anyhow::Result<String> {
     let (first, others) = urls.split_first().context("there are no nodes")?;
     let image = Image::build()?;
-    push(http, first, &image)
-        .await
-        .with_context(|| format!("push to {first}"))?;
+    push(http, first, &image).await.with_context(|| format!("push to {first}"))?;
     for url in others {
-        pull(http, url, &image)
-            .await
-            .with_context(|| format!("pull from {url}"))?;
+        pull(http, url, &image).await.with_context(|| format!("pull from {url}"))?;
     }
     let digest = digest(&image.manifest);
     Ok(match others.len() {
@@ -50,9 +46,7 @@ impl Image {
         header.set_size(text.len() as u64);
         header.set_mode(0o644);
         let mut archive = tar::Builder::new(Vec::new());
-        archive
-            .append_data(&mut header, "flotilla.txt", text.as_slice())
-            .context("cannot build the layer")?;
+        archive.append_data(&mut header, "flotilla.txt", text.as_slice()).context("cannot build the layer")?;
         let layer = archive.into_inner().context("cannot build the layer")?;
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -72,75 +66,39 @@ impl Image {
             "config": { "mediaType": CONFIG, "digest": digest(&config), "size": config.len() },
             "layers": [{ "mediaType": LAYER, "digest": digest(&layer), "size": layer.len() }],
         });
-        Ok(Self {
-            manifest: serde_json::to_vec(&manifest)?,
-            config,
-            layer,
-        })
+        Ok(Self { manifest: serde_json::to_vec(&manifest)?, config, layer })
     }
 }
 
 async fn push(http: &Client, url: &str, image: &Image) -> anyhow::Result<()> {
     for blob in [&image.config, &image.layer] {
-        push_blob(http, url, blob)
-            .await
-            .with_context(|| format!("blob {}", digest(blob)))?;
+        push_blob(http, url, blob).await.with_context(|| format!("blob {}", digest(blob)))?;
     }
-    let put = http
-        .put(manifest_url(url))
-        .header(CONTENT_TYPE, MANIFEST)
-        .body(image.manifest.clone());
-    expect(put.send().await?, StatusCode::CREATED)
-        .await
-        .context("manifest")?;
+    let put = http.put(manifest_url(url)).header(CONTENT_TYPE, MANIFEST).body(image.manifest.clone());
+    expect(put.send().await?, StatusCode::CREATED).await.context("manifest")?;
     Ok(())
 }
 
 async fn push_blob(http: &Client, url: &str, blob: &[u8]) -> anyhow::Result<()> {
     let start = Url::parse(&format!("{}/blobs/uploads/", repository_url(url)))?;
-    let session = expect(
-        http.post(start.clone())
-            .header(CONTENT_LENGTH, 0)
-            .send()
-            .await?,
-        StatusCode::ACCEPTED,
-    )
-    .await?;
-    let location = session
-        .headers()
-        .get(LOCATION)
-        .context("the upload session has no Location")?;
-    let mut location = start.join(
-        location
-            .to_str()
-            .context("the upload session's Location is no text")?,
-    )?;
-    location
-        .query_pairs_mut()
-        .append_pair("digest", &digest(blob));
-    let put = http
-        .put(location)
-        .header(CONTENT_TYPE, "application/octet-stream")
-        .body(blob.to_vec());
+    let session =
+        expect(http.post(start.clone()).header(CONTENT_LENGTH, 0).send().await?, StatusCode::ACCEPTED).await?;
+    let location = session.headers().get(LOCATION).context("the upload session has no Location")?;
+    let mut location = start.join(location.to_str().context("the upload session's Location is no text")?)?;
+    location.query_pairs_mut().append_pair("digest", &digest(blob));
+    let put = http.put(location).header(CONTENT_TYPE, "application/octet-stream").body(blob.to_vec());
     expect(put.send().await?, StatusCode::CREATED).await?;
     Ok(())
 }
 
 async fn pull(http: &Client, url: &str, image: &Image) -> anyhow::Result<()> {
     let get = http.get(manifest_url(url)).header(ACCEPT, MANIFEST);
-    compare(
-        expect(get.send().await?, StatusCode::OK).await?,
-        &image.manifest,
-    )
-    .await
-    .context("manifest")?;
+    compare(expect(get.send().await?, StatusCode::OK).await?, &image.manifest).await.context("manifest")?;
     for blob in [&image.config, &image.layer] {
         let digest = digest(blob);
         let get = http.get(format!("{}/blobs/{digest}", repository_url(url)));
         let answer = expect(get.send().await?, StatusCode::OK).await;
-        compare(answer?, blob)
-            .await
-            .with_context(|| format!("blob {digest}"))?;
+        compare(answer?, blob).await.with_context(|| format!("blob {digest}"))?;
     }
     Ok(())
 }
@@ -157,13 +115,7 @@ async fn expect(answer: Response, status: StatusCode) -> anyhow::Result<Response
         return Ok(answer);
     }
     let got = answer.status();
-    let body: String = answer
-        .text()
-        .await
-        .unwrap_or_default()
-        .chars()
-        .take(300)
-        .collect();
+    let body: String = answer.text().await.unwrap_or_default().chars().take(300).collect();
     anyhow::bail!("answered {got} in place of {status}: {}", body.trim())
 }
 
@@ -190,20 +142,12 @@ mod tests {
     #[test]
     fn the_image_is_whole_and_always_the_same() {
         let image = Image::build().expect("an image");
-        assert_eq!(
-            digest(&image.manifest),
-            digest(&Image::build().expect("an image").manifest)
-        );
+        assert_eq!(digest(&image.manifest), digest(&Image::build().expect("an image").manifest));
         let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).expect("JSON");
         assert_eq!(manifest["layers"][0]["digest"], digest(&image.layer));
         let mut archive = tar::Archive::new(image.layer.as_slice());
         let mut text = String::new();
-        let mut file = archive
-            .entries()
-            .expect("an archive")
-            .next()
-            .expect("a file")
-            .expect("a file");
+        let mut file = archive.entries().expect("an archive").next().expect("a file").expect("a file");
         file.read_to_string(&mut text).expect("text");
         assert_eq!(text, "Pushed to one node, pulled from the others.\n");
     }

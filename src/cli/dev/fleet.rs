@@ -28,8 +28,7 @@ pub(super) struct Fleet {
 
 impl Fleet {
     pub(super) fn new(home: Home) -> anyhow::Result<Self> {
-        let nodes = (0..home.shape.nodes)
-            .map(|index| Arc::new(Node::new(&home.dir, home.shape.port, index)));
+        let nodes = (0..home.shape.nodes).map(|index| Arc::new(Node::new(&home.dir, home.shape.port, index)));
         let nodes: Vec<Arc<Node>> = nodes.collect();
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -38,23 +37,11 @@ impl Fleet {
             .build()
             .context("cannot make an HTTP client")?;
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
-        Ok(Self {
-            home,
-            nodes,
-            http,
-            binary,
-            ids: Mutex::default(),
-        })
+        Ok(Self { home, nodes, http, binary, ids: Mutex::default() })
     }
 
     pub(super) fn node(&self, name: &str) -> anyhow::Result<&Arc<Node>> {
-        let names = || {
-            self.nodes
-                .iter()
-                .map(|node| node.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = || self.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
         self.nodes
             .iter()
             .find(|node| node.name == name)
@@ -64,9 +51,7 @@ impl Fleet {
     /// Refuses before anything is started, not with half of the nodes up.
     pub(super) fn require_free_ports(&self) -> anyhow::Result<()> {
         let advice = "stop what listens there (`ss -ltnp` shows it), or choose another --port and --data-dir";
-        self.nodes
-            .iter()
-            .try_for_each(|node| node.require_free_ports(advice))
+        self.nodes.iter().try_for_each(|node| node.require_free_ports(advice))
     }
 
     pub(super) fn start_all(&self) -> anyhow::Result<()> {
@@ -78,9 +63,7 @@ impl Fleet {
         if let Some(pid) = node.pid() {
             bail!("{} runs already (pid {pid})", node.name);
         }
-        node.require_free_ports(
-            "perhaps somebody started it already (`ss -ltnp` shows who listens)",
-        )?;
+        node.require_free_ports("perhaps somebody started it already (`ss -ltnp` shows who listens)")?;
         self.spawn(node)?;
         let pid = node.pid().map_or("gone".to_owned(), |pid| pid.to_string());
         self.write_description()?;
@@ -101,13 +84,8 @@ impl Fleet {
     }
 
     fn spawn(&self, node: &Arc<Node>) -> anyhow::Result<()> {
-        let peers: Vec<String> = self
-            .nodes
-            .iter()
-            .map(|node| node.peer.to_string())
-            .collect();
-        node.spawn(&self.binary, &peers)
-            .with_context(|| format!("cannot start {}", node.name))?;
+        let peers: Vec<String> = self.nodes.iter().map(|node| node.peer.to_string()).collect();
+        node.spawn(&self.binary, &peers).with_context(|| format!("cannot start {}", node.name))?;
         let (node, dir) = (Arc::clone(node), self.home.dir.clone());
         tokio::spawn(async move {
             let end = node.ended().await;
@@ -138,15 +116,9 @@ impl Fleet {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let late = if waiting.is_empty() {
-                    &self.nodes.iter().collect()
-                } else {
-                    &waiting
-                };
+                let late = if waiting.is_empty() { &self.nodes.iter().collect() } else { &waiting };
                 let logs: String = late.iter().map(|node| node.log_tail()).collect();
-                bail!(
-                    "the nodes did not become one cluster in time; the ends of their logs:\n{logs}"
-                );
+                bail!("the nodes did not become one cluster in time; the ends of their logs:\n{logs}");
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
@@ -154,28 +126,16 @@ impl Fleet {
 
     async fn is_ready(&self, node: &Node) -> anyhow::Result<bool> {
         if let Some(end) = node.end() {
-            bail!(
-                "{} ended ({end}); the end of its log:\n{}",
-                node.name,
-                node.log_tail()
-            );
+            bail!("{} ended ({end}); the end of its log:\n{}", node.name, node.log_tail());
         }
-        let answer = self
-            .http
-            .get(format!("{}/readyz", node.url))
-            .timeout(Duration::from_secs(2))
-            .send()
-            .await;
+        let answer = self.http.get(format!("{}/readyz", node.url)).timeout(Duration::from_secs(2)).send().await;
         Ok(answer.is_ok_and(|answer| answer.status().is_success()))
     }
 
     /// The state of the cluster, from the first node that tells it.
     pub(super) async fn status(&self) -> Option<ClusterStatus> {
         for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
-            let request = self
-                .http
-                .get(format!("{}/api/v1/cluster", node.url))
-                .timeout(Duration::from_secs(2));
+            let request = self.http.get(format!("{}/api/v1/cluster", node.url)).timeout(Duration::from_secs(2));
             if let Ok(answer) = request.send().await
                 && answer.status().is_success()
                 && let Ok(status) = answer.json().await
@@ -192,12 +152,7 @@ impl Fleet {
             return false;
         };
         let mut ids = self.ids.lock();
-        ids.extend(
-            status
-                .nodes
-                .into_iter()
-                .map(|member| (member.name, member.id)),
-        );
+        ids.extend(status.nodes.into_iter().map(|member| (member.name, member.id)));
         status.leader.is_some() && self.nodes.iter().all(|node| ids.contains_key(&node.name))
     }
 
@@ -214,22 +169,13 @@ impl Fleet {
                 "data_dir": node.data_dir,
             })
         });
-        self.home
-            .write_description(&serde_json::json!({ "nodes": nodes.collect::<Vec<_>>() }))
+        self.home.write_description(&serde_json::json!({ "nodes": nodes.collect::<Vec<_>>() }))
     }
 
     /// Followers first: each stop costs an election only once, at the very end.
     pub(super) async fn stop_all(&self) {
-        let leader = self
-            .status()
-            .await
-            .and_then(|status| status.leader)
-            .map(|leader| leader.name);
-        let mut order: Vec<&Arc<Node>> = self
-            .nodes
-            .iter()
-            .filter(|node| node.pid().is_some())
-            .collect();
+        let leader = self.status().await.and_then(|status| status.leader).map(|leader| leader.name);
+        let mut order: Vec<&Arc<Node>> = self.nodes.iter().filter(|node| node.pid().is_some()).collect();
         order.sort_by_key(|node| Some(&node.name) == leader.as_ref());
         for node in order {
             match node.stop().await {
@@ -251,11 +197,7 @@ impl Fleet {
 
     /// Names nodes that go on because they were started by somebody else.
     pub(super) fn name_strangers(&self) {
-        for node in self
-            .nodes
-            .iter()
-            .filter(|node| node.pid().is_none() && !is_free(node.client))
-        {
+        for node in self.nodes.iter().filter(|node| node.pid().is_none() && !is_free(node.client)) {
             complain(format_args!(
                 "something still listens on {}: {} was started by somebody else",
                 node.client, node.name

@@ -39,28 +39,17 @@ pub(super) struct Shape {
 impl Home {
     /// Takes possession of a folder that is new, empty or of an earlier `flotilla dev`.
     pub(super) fn open(dir: &Path, nodes: Option<u16>, port: Option<u16>) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the folder {}", dir.display()))?;
-        let dir = dir
-            .canonicalize()
-            .with_context(|| format!("cannot find {}", dir.display()))?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+        let dir = dir.canonicalize().with_context(|| format!("cannot find {}", dir.display()))?;
         // Twice: not to leave a lock in somebody else's folder, and to know what happened before we had it.
         recorded(&dir)?;
         let lock = lock(&dir)?;
         let shape = match recorded(&dir)? {
             Some(shape) => shape.accept(&dir, nodes, port)?,
-            None => Shape {
-                nodes: nodes.unwrap_or(DEFAULT_NODES),
-                port: port.unwrap_or(DEFAULT_PORT),
-            },
+            None => Shape { nodes: nodes.unwrap_or(DEFAULT_NODES), port: port.unwrap_or(DEFAULT_PORT) },
         };
         let handle = File::open(&dir).with_context(|| format!("cannot open {}", dir.display()))?;
-        let home = Self {
-            dir,
-            shape,
-            handle,
-            _lock: lock,
-        };
+        let home = Self { dir, shape, handle, _lock: lock };
         // A supervisor that was killed leaves these behind; they would speak of processes long gone.
         home.clean_up();
         Ok(home)
@@ -69,10 +58,7 @@ impl Home {
     /// Writes the marker that makes the folder ours and fixes its shape. Until then a start that
     /// failed, say because a port is taken, can be tried again with another port.
     pub(super) fn mark(&self) -> anyhow::Result<()> {
-        let text = format!(
-            "# This folder belongs to `flotilla dev`.\n{}",
-            toml::to_string(&self.shape)?
-        );
+        let text = format!("# This folder belongs to `flotilla dev`.\n{}", toml::to_string(&self.shape)?);
         write_whole(&self.dir, MARKER, text.as_bytes())
     }
 
@@ -90,11 +76,7 @@ impl Home {
 
     /// Replaces dev.json at once: a reader finds the old or the new one, never a part.
     pub(super) fn write_description(&self, description: &serde_json::Value) -> anyhow::Result<()> {
-        write_whole(
-            &self.dir,
-            DESCRIPTION,
-            format!("{description:#}\n").as_bytes(),
-        )
+        write_whole(&self.dir, DESCRIPTION, format!("{description:#}\n").as_bytes())
     }
 
     /// Opens the socket on which `flotilla dev node` asks.
@@ -106,10 +88,7 @@ impl Home {
 
 impl Shape {
     fn accept(self, dir: &Path, nodes: Option<u16>, port: Option<u16>) -> anyhow::Result<Self> {
-        let wanted = Self {
-            nodes: nodes.unwrap_or(self.nodes),
-            port: port.unwrap_or(self.port),
-        };
+        let wanted = Self { nodes: nodes.unwrap_or(self.nodes), port: port.unwrap_or(self.port) };
         ensure!(
             wanted == self,
             "{} holds a cluster of {} nodes at port {}, not of {} at port {}: leave --nodes and --port out to start it, \
@@ -145,15 +124,9 @@ fn socket_path(dir: &File) -> PathBuf {
 fn recorded(dir: &Path) -> anyhow::Result<Option<Shape>> {
     let marker = dir.join(MARKER);
     match fs::read_to_string(&marker) {
-        Ok(text) => {
-            Ok(Some(toml::from_str(&text).with_context(|| {
-                format!("cannot understand {}", marker.display())
-            })?))
-        }
+        Ok(text) => Ok(Some(toml::from_str(&text).with_context(|| format!("cannot understand {}", marker.display()))?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            for entry in
-                fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?
-            {
+            for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
                 ensure!(
                     entry?.file_name() == LOCK,
                     "{} holds something else than a `flotilla dev` cluster (no {MARKER} in it): choose another --data-dir",
@@ -175,9 +148,7 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
             "another `flotilla dev` runs in {}: stop it first, or choose another --data-dir and --port",
             dir.display()
         ),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }
 
@@ -197,10 +168,7 @@ mod tests {
     use super::*;
 
     fn refusal(dir: &Path, nodes: Option<u16>, port: Option<u16>) -> String {
-        format!(
-            "{:#}",
-            Home::open(dir, nodes, port).expect_err("should be refused")
-        )
+        format!("{:#}", Home::open(dir, nodes, port).expect_err("should be refused"))
     }
 
     fn marked(dir: &Path, nodes: Option<u16>, port: Option<u16>) -> Home {
@@ -213,36 +181,16 @@ mod tests {
     fn a_start_that_failed_before_the_mark_fixes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         drop(Home::open(folder.path(), Some(5), Some(6000)).expect("new"));
-        assert_eq!(
-            Home::open(folder.path(), None, None)
-                .expect("still new")
-                .shape
-                .port,
-            DEFAULT_PORT
-        );
+        assert_eq!(Home::open(folder.path(), None, None).expect("still new").shape.port, DEFAULT_PORT);
     }
 
     #[test]
     fn a_second_start_finds_the_same_shape() {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = folder.path().join("new/.flotilla");
-        assert_eq!(
-            marked(&dir, Some(5), Some(6000)).shape,
-            Shape {
-                nodes: 5,
-                port: 6000
-            }
-        );
-        assert_eq!(
-            Home::open(&dir, None, None).expect("ours").shape,
-            Shape {
-                nodes: 5,
-                port: 6000
-            }
-        );
-        assert!(
-            refusal(&dir, Some(3), None).contains("a cluster of 5 nodes at port 6000, not of 3")
-        );
+        assert_eq!(marked(&dir, Some(5), Some(6000)).shape, Shape { nodes: 5, port: 6000 });
+        assert_eq!(Home::open(&dir, None, None).expect("ours").shape, Shape { nodes: 5, port: 6000 });
+        assert!(refusal(&dir, Some(3), None).contains("a cluster of 5 nodes at port 6000, not of 3"));
         assert!(refusal(&dir, None, Some(7000)).contains("at port 7000"));
     }
 
@@ -265,8 +213,7 @@ mod tests {
     fn a_description_of_a_former_run_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let home = marked(folder.path(), None, None);
-        home.write_description(&serde_json::json!({"nodes": []}))
-            .expect("written");
+        home.write_description(&serde_json::json!({"nodes": []})).expect("written");
         drop(home);
         let _again = Home::open(folder.path(), None, None).expect("ours");
         assert!(!folder.path().join(DESCRIPTION).exists());

@@ -92,14 +92,10 @@ struct NodeCommand {
 impl Dev {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         // One thread: the nodes are told to die with the thread that started them (see parent_death).
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match self.command {
-                Some(Command::Node(node)) => {
-                    control::ask(&node.place.data_dir, node.action, &node.name).await
-                }
+                Some(Command::Node(node)) => control::ask(&node.place.data_dir, node.action, &node.name).await,
                 None => self.start.run().await,
             }
         })?;
@@ -137,19 +133,13 @@ impl Start {
 /// Starts the cluster, shows that it works, and serves `dev node …` for good.
 async fn live(fleet: &Arc<Fleet>, with_demo: bool) -> anyhow::Result<()> {
     let names: Vec<&str> = fleet.nodes.iter().map(|node| node.name.as_str()).collect();
-    say(format_args!(
-        "Starting {} in {}",
-        names.join(", "),
-        fleet.home.dir.display()
-    ));
+    say(format_args!("Starting {} in {}", names.join(", "), fleet.home.dir.display()));
     let deadline = Instant::now() + READY_WITHIN;
     fleet.start_all()?;
     fleet.wait_until_formed(deadline).await?;
     if with_demo {
         let urls: Vec<&str> = fleet.nodes.iter().map(|node| node.url.as_str()).collect();
-        let pulled = demo::run(&fleet.http, &urls)
-            .await
-            .context("the demonstration image did not make it around")?;
+        let pulled = demo::run(&fleet.http, &urls).await.context("the demonstration image did not make it around")?;
         say(pulled);
     }
     // Served before it is announced: who reads dev.json may ask at once.
@@ -163,51 +153,24 @@ async fn live(fleet: &Arc<Fleet>, with_demo: bool) -> anyhow::Result<()> {
 async fn introduce(fleet: &Fleet, with_demo: bool) {
     let status = fleet.status().await;
     for node in &fleet.nodes {
-        let member = status
-            .iter()
-            .flat_map(|status| &status.nodes)
-            .find(|member| member.name == node.name);
-        let role = member.map_or("member".to_owned(), |member| {
-            format!("{:?}", member.role).to_lowercase()
-        });
+        let member = status.iter().flat_map(|status| &status.nodes).find(|member| member.name == node.name);
+        let role = member.map_or("member".to_owned(), |member| format!("{:?}", member.role).to_lowercase());
         let pid = node.pid().map_or("-".to_owned(), |pid| pid.to_string());
-        say(format_args!(
-            "{}  {role:8}  pid {pid:8} {}",
-            node.name, node.url
-        ));
+        say(format_args!("{}  {role:8}  pid {pid:8} {}", node.name, node.url));
     }
     let first = fleet.nodes[0].url.trim_start_matches("http://");
     let last = &fleet.nodes[fleet.nodes.len() - 1];
-    let image = if with_demo {
-        demo::IMAGE
-    } else {
-        "library/alpine:latest"
-    };
+    let image = if with_demo { demo::IMAGE } else { "library/alpine:latest" };
     let (repository, _) = image.split_once(':').unwrap_or((image, ""));
     say("\nTry next (any node will do):");
     if !with_demo {
-        say(format_args!(
-            "  docker pull alpine && docker tag alpine {first}/{image} && docker push {first}/{image}"
-        ));
+        say(format_args!("  docker pull alpine && docker tag alpine {first}/{image} && docker push {first}/{image}"));
     }
     say(format_args!("  docker pull {first}/{image}"));
-    say(format_args!(
-        "  podman pull --tls-verify=false {first}/{image}"
-    ));
-    say(format_args!(
-        "  skopeo inspect --tls-verify=false docker://{first}/{image}"
-    ));
-    say(format_args!(
-        "  curl {}/v2/{repository}/tags/list",
-        last.url
-    ));
-    say(format_args!(
-        "  flotilla cluster status --url {}",
-        fleet.nodes[0].url
-    ));
-    say(format_args!(
-        "  {}",
-        control::command(&fleet.home.dir, Action::Kill, &last.name)
-    ));
+    say(format_args!("  podman pull --tls-verify=false {first}/{image}"));
+    say(format_args!("  skopeo inspect --tls-verify=false docker://{first}/{image}"));
+    say(format_args!("  curl {}/v2/{repository}/tags/list", last.url));
+    say(format_args!("  flotilla cluster status --url {}", fleet.nodes[0].url));
+    say(format_args!("  {}", control::command(&fleet.home.dir, Action::Kill, &last.name)));
     say("Ctrl-C stops all nodes; their data stays.");
 }

@@ -61,12 +61,7 @@ impl Node {
 
     pub(super) fn require_free_ports(&self, advice: &str) -> anyhow::Result<()> {
         for address in [self.client, self.peer] {
-            ensure!(
-                is_free(address),
-                "{} cannot start, because port {} is taken: {advice}",
-                self.name,
-                address.port()
-            );
+            ensure!(is_free(address), "{} cannot start, because port {} is taken: {advice}", self.name, address.port());
         }
         Ok(())
     }
@@ -88,11 +83,7 @@ impl Node {
 
     /// Starts its process; both streams of output go to its log.
     pub(super) fn spawn(self: &Arc<Self>, binary: &Path, peers: &[String]) -> anyhow::Result<()> {
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(&self.log)
-            .context("its log")?;
+        let log = File::options().append(true).create(true).open(&self.log).context("its log")?;
         let mut command = tokio::process::Command::new(binary);
         command
             .arg("serve")
@@ -104,12 +95,9 @@ impl Node {
             .process_group(0);
         parent_death::follow(&mut command);
         let mut child = command.spawn()?;
-        let pid = child
-            .id()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         self.expected_to_end.store(false, Ordering::Relaxed);
-        self.process
-            .send_replace(Process::Running(pid.context("it has no process id")?));
+        self.process.send_replace(Process::Running(pid.context("it has no process id")?));
         let node = Arc::clone(self);
         tokio::spawn(async move {
             // The process is reaped here and nowhere else, and its pid forgotten before anything else runs
@@ -150,11 +138,7 @@ impl Node {
         match tokio::time::timeout(STOP_WITHIN, self.ended()).await {
             Ok(end) => Ok(end),
             Err(_) => {
-                complain(format_args!(
-                    "{} did not stop within {} s: killing it",
-                    self.name,
-                    STOP_WITHIN.as_secs()
-                ));
+                complain(format_args!("{} did not stop within {} s: killing it", self.name, STOP_WITHIN.as_secs()));
                 self.kill().await
             }
         }
@@ -175,18 +159,13 @@ impl Node {
         let Process::Running(pid) = *self.process.borrow() else {
             bail!("{} is not running here", self.name);
         };
-        kill_process(pid, signal)
-            .with_context(|| format!("cannot signal {} (pid {})", self.name, pid.as_raw_nonzero()))
+        kill_process(pid, signal).with_context(|| format!("cannot signal {} (pid {})", self.name, pid.as_raw_nonzero()))
     }
 
     /// Waits for its end; returns the exit status.
     pub(super) async fn ended(&self) -> String {
         let mut process = self.process.subscribe();
-        match process
-            .wait_for(|process| matches!(process, Process::Ended(_)))
-            .await
-            .as_deref()
-        {
+        match process.wait_for(|process| matches!(process, Process::Ended(_))).await.as_deref() {
             Ok(Process::Ended(end)) => end.clone(),
             Ok(Process::Running(_)) | Err(_) => "unknown".to_owned(),
         }
