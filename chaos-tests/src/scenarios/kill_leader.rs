@@ -9,7 +9,7 @@ use rand::Rng;
 use super::{all, median, names};
 use crate::checkers::{lost_pushes, none_of, stale_reads};
 use crate::cluster::{Cluster, Node, Options};
-use crate::history::{Action, History, Outcome, longest_gap};
+use crate::history::{Action, History, Operation, Outcome, longest_gap};
 use crate::nemesis;
 use crate::wait::until;
 use crate::workload::{Pushes, Tags, random, until_served};
@@ -46,7 +46,7 @@ async fn run(cluster: &Cluster, times: u32, seed: u64) -> anyhow::Result<()> {
         let now = history.now();
         let gap = longest_gap(&history.snapshot(), killed_at, now);
         gaps.push(gap);
-        let acknowledged = history.acknowledged(began, now);
+        let acknowledged = pushes_in(&history.acknowledged(began, now));
         let remaining: Vec<&Node> = cluster.nodes().iter().filter(|node| node.alive()).collect();
         until_served(cluster, &history, &remaining, &acknowledged, HEALED_WITHIN).await?;
         killed.restart()?;
@@ -74,17 +74,20 @@ async fn run(cluster: &Cluster, times: u32, seed: u64) -> anyhow::Result<()> {
 
 async fn verdict(cluster: &Cluster, history: &History) -> anyhow::Result<()> {
     let healed = history.now();
-    let acknowledged = history.acknowledged(Duration::ZERO, healed);
-    let kept: Vec<_> = acknowledged.into_iter().filter(|put| put.repository != "chaos/moving").collect();
+    let kept = pushes_in(&history.acknowledged(Duration::ZERO, healed));
     let served = until_served(cluster, history, &all(cluster), &kept, HEALED_WITHIN).await;
     let operations = history.snapshot();
-    let judged: Vec<_> = operations.iter().filter(|op| op.repository != "chaos/moving").cloned().collect();
-    none_of("acknowledged push lost", &lost_pushes(&judged, healed, &names(cluster)))?;
+    none_of("acknowledged push lost", &lost_pushes(&pushes_in(&operations), healed, &names(cluster)))?;
     served?;
     none_of("stale read", &stale_reads(&operations))?;
     let reads = operations.iter().filter(|op| op.action == Action::Read).count();
     println!("{} acknowledged pushes on every node, {reads} reads by tag fresh", kept.len());
     Ok(())
+}
+
+/// Without the tag that moves: what it pointed at is another one's to judge.
+fn pushes_in(operations: &[Operation]) -> Vec<Operation> {
+    operations.iter().filter(|op| op.repository != Tags::REPOSITORY).cloned().collect()
 }
 
 /// Waits for that many acknowledged pushes which began after the moment.

@@ -17,7 +17,6 @@ use crate::workload::random;
 
 const PACE: Duration = Duration::from_millis(20);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-const REPOSITORY: &str = "chaos/moving";
 const TAG: &str = "latest";
 
 /// The writer and its readers, until [`Tags::end`].
@@ -28,6 +27,9 @@ pub struct Tags {
 }
 
 impl Tags {
+    /// Where the tag is.
+    pub const REPOSITORY: &str = "chaos/moving";
+
     /// Starts the one writer, which goes from node to node, and a reader on each node.
     pub fn start(cluster: &Cluster, history: &Arc<History>, seed: u64) -> Self {
         let mut tags = Self { over: Arc::default(), tasks: JoinSet::new() };
@@ -57,7 +59,7 @@ async fn write(client: Client, history: Arc<History>, over: Arc<AtomicBool>, see
         let config = format!("{{\"serial\":\"{}\"}}", random.random::<u128>());
         let image = Image::of(Bytes::from(config), Vec::new());
         let start = history.now();
-        let outcome = match client.push(REPOSITORY, TAG, &image, Way::Post).await {
+        let outcome = match client.push(Tags::REPOSITORY, TAG, &image, Way::Post).await {
             Ok(_) => Outcome::Ok,
             Err(problem) => problem.outcome(),
         };
@@ -69,7 +71,7 @@ async fn write(client: Client, history: Arc<History>, over: Arc<AtomicBool>, see
 async fn read(client: Client, node: String, history: Arc<History>, over: Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         let start = history.now();
-        if let Ok(reply) = client.manifest(REPOSITORY, TAG).await {
+        if let Ok(reply) = client.manifest(Tags::REPOSITORY, TAG).await {
             let found = match reply.status {
                 200 => Some(Some(crate::image::sha256(&reply.body))),
                 404 => Some(None),
@@ -96,7 +98,7 @@ fn operation(
 ) -> Operation {
     Operation {
         action,
-        repository: REPOSITORY.to_owned(),
+        repository: Tags::REPOSITORY.to_owned(),
         tag: TAG.to_owned(),
         digest,
         node: node.to_owned(),
