@@ -219,9 +219,12 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Reply, Problem> {
+        // One turn a request, however many share this client: else one of them could try a dead node every time.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut last = None;
-        for _ in 0..self.urls.len() {
-            match self.attempt(self.next_url(), &method, path, headers, body.clone()).await {
+        for attempt in 0..self.urls.len() {
+            let url = &self.urls[turn.wrapping_add(attempt) % self.urls.len()];
+            match self.attempt(url, &method, path, headers, body.clone()).await {
                 Err((problem, true)) => last = Some(problem),
                 Err((problem, false)) => return Err(problem),
                 Ok(reply) => return Ok(reply),

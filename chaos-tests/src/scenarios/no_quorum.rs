@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::client::{Pushed, Way};
+use crate::client::{Pushed, Reply, Way};
 use crate::cluster::{Cluster, Node, Options};
 use crate::image::{Image, OCI_MANIFEST};
 use crate::nemesis::{self, Paused};
-use crate::wait::until_ok;
+use crate::wait::{until, until_ok};
 use crate::workload::random;
 
 /// The promise for refusals.
@@ -65,21 +65,22 @@ async fn alone_it_reads_and_refuses(
     image: &Image,
 ) -> anyhow::Result<()> {
     let client = cluster.client_of(alone);
-    // A push in the very first moment must not hang either.
     let uploads = format!("/v2/{}/blobs/uploads/", pushed.repository);
-    for attempt in 1..=3 {
-        let refused = [
-            client.post(&uploads).await?,
-            client.put_manifest(&pushed.repository, "v2", OCI_MANIFEST, image.manifest.clone()).await?,
-            client.delete(&format!("/v2/{}/manifests/{}", pushed.repository, pushed.tag)).await?,
-        ];
-        for reply in refused {
-            println!("  {attempt}: {} → {} after {:.2?}", reply.request, reply.status, reply.took);
-            let reply = reply.expect(&[503])?;
-            ensure!(reply.took <= REFUSED_WITHIN + SLACK, "{} took {:?}", reply.request, reply.took);
-            ensure!(reply.header("retry-after").is_some(), "{}: no Retry-After", reply.request);
-            ensure!(!reply.codes().is_empty(), "{}: no OCI error: {}", reply.request, reply.text());
-        }
+    let opening = async || client.post(&uploads).await?.expect(&[202, 503]);
+    let names = async || {
+        let put = client.put_manifest(&pushed.repository, "v2", OCI_MANIFEST, image.manifest.clone()).await?;
+        let deleted = client.delete(&format!("/v2/{}/manifests/{}", pushed.repository, pushed.tag)).await?;
+        anyhow::Ok([put, deleted])
+    };
+    // From the very first moment no name changes. An upload may still be opened until the loss is noticed.
+    for reply in names().await? {
+        refused(reply)?;
+    }
+    let noticed = async || (opening().await.ok()?.status == 503).then_some(());
+    until(REFUSED_WITHIN, "uploads are refused", noticed).await?;
+    refused(opening().await?)?;
+    for reply in names().await? {
+        refused(reply)?;
     }
     let by_tag = client.manifest(&pushed.repository, &pushed.tag).await?.expect(&[200])?;
     let warning = by_tag.header("warning").with_context(|| format!("{}: no Warning", by_tag.request))?;
@@ -92,6 +93,15 @@ async fn alone_it_reads_and_refuses(
     client.verify(pushed).await?;
     let status = cluster.status(alone).await?;
     ensure!(status.verdict == "no_quorum", "{} says {}", alone.name, status.verdict);
+    Ok(())
+}
+
+fn refused(reply: Reply) -> anyhow::Result<()> {
+    println!("  {} → {} after {:.2?}", reply.request, reply.status, reply.took);
+    let reply = reply.expect(&[503])?;
+    ensure!(reply.took <= REFUSED_WITHIN + SLACK, "{} took {:?}", reply.request, reply.took);
+    ensure!(reply.header("retry-after").is_some(), "{}: no Retry-After", reply.request);
+    ensure!(!reply.codes().is_empty(), "{}: no OCI error: {}", reply.request, reply.text());
     Ok(())
 }
 
