@@ -233,7 +233,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     .map(|(_, bytes)| wire::decode::<Entry>(Kind::Entry, bytes))
                     .transpose()?,
             };
-            let last_log_id = last.map(|entry| entry.log_id()).or_else(|| purged.clone());
+            let last_log_id = last.map(|entry| entry.log_id()).or(purged);
             Ok(LogState { last_purged_log_id: purged, last_log_id })
         })
         .await

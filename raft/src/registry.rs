@@ -74,6 +74,15 @@ pub(crate) struct BlobRecord {
     pub(crate) manifests: u64,
 }
 
+/// A page of the digests that state keeps as files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileBlobs {
+    /// Digests with their sizes in bytes.
+    pub blobs: Vec<(Digest, u64)>,
+    /// After which digest the next page begins; `None` at the end.
+    pub next: Option<Digest>,
+}
+
 /// How much a repository holds. The row is there while anything is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RepositoryRecord {
@@ -194,30 +203,25 @@ impl Registry {
     }
 
     /// Up to `limit` digests that state keeps as files, with their sizes in bytes, those after `after` in key order.
-    /// The second part says after which digest to go on; `None` at the end.
     ///
     /// # Errors
     /// Damaged data.
-    pub fn file_blobs(
-        &self,
-        after: Option<&Digest>,
-        limit: usize,
-    ) -> Result<(Vec<(Digest, u64)>, Option<Digest>), StorageError> {
+    pub fn file_blobs(&self, after: Option<&Digest>, limit: usize) -> Result<FileBlobs, StorageError> {
         let prefix = [Keyspace::Blob.prefix()];
         let after = after.map(keys::blob);
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        let mut found = Vec::new();
+        let mut blobs = Vec::new();
         let mut last = None;
         for (key, value) in &rows {
             let digest =
                 Digest::from_key(&key[1..]).ok_or_else(|| StorageError::Corrupt { what: "key of a blob".into() })?;
             let record: BlobRecord = wire::decode(Kind::Row, value)?;
             if record.file {
-                found.push((digest.clone(), record.size));
+                blobs.push((digest, record.size));
             }
             last = Some(digest);
         }
-        Ok((found, last.filter(|_| rows.len() == limit)))
+        Ok(FileBlobs { blobs, next: last.filter(|_| rows.len() == limit) })
     }
 
     /// The size in bytes of a digest that state keeps as a file.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use flotilla_storage::{Digest, Install, MetadataStore, StorageError, View};
+use flotilla_storage::{Digest, Install, MetadataStore, PresentRows, StorageError, View};
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -127,7 +127,7 @@ impl StateStore {
     }
 
     fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.applied.log_id.clone(), last_membership: self.applied.membership.clone() }
+        SnapshotMeta { last_log_id: self.applied.log_id, last_membership: self.applied.membership.clone() }
     }
 
     async fn apply_chunk(&mut self, work: Vec<Work>) -> Result<(), io::Error> {
@@ -189,7 +189,7 @@ impl Worker {
                 EntryPayload::Blank => done_at(log_id.index),
                 EntryPayload::Membership(membership) => {
                     state.set_members(membership.nodes().map(|(id, _)| *id).collect());
-                    applied.membership = StoredMembership::new(Some(log_id.clone()), membership);
+                    applied.membership = StoredMembership::new(Some(log_id), membership);
                     done_at(log_id.index)
                 }
                 EntryPayload::Normal(proposal) => {
@@ -239,10 +239,10 @@ fn done_at(revision: u64) -> Answer {
 fn file_of(proposal: &Proposal) -> Option<AppliedBlob> {
     match &proposal.command {
         Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => {
-            Some(AppliedBlob::Linked { digest: digest.clone(), size: *size })
+            Some(AppliedBlob::Linked { digest: *digest, size: *size })
         }
         Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => {
-            Some(AppliedBlob::Linked { digest: put.digest.clone(), size: put.size })
+            Some(AppliedBlob::Linked { digest: put.digest, size: put.size })
         }
         _ => None,
     }
@@ -255,7 +255,7 @@ impl Reader for Stored<'_> {
         self.0.get(key)
     }
 
-    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError> {
         self.0.scan(prefix, after, limit)
     }
 }
@@ -277,7 +277,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied.log_id.clone(), self.applied.membership.clone()))
+        Ok((self.applied.log_id, self.applied.membership.clone()))
     }
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>

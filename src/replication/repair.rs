@@ -200,10 +200,10 @@ impl Repair {
         let mut seen = Seen::default();
         loop {
             let registry = self.replication.consensus().registry().clone();
-            let (blobs, next) = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
-            self.compare(blobs).await?.iter().for_each(|found| seen.add(&found.digest));
-            match next {
-                Some(_) => after = next,
+            let page = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
+            self.compare(page.blobs).await?.iter().for_each(|found| seen.add(&found.digest));
+            match page.next {
+                Some(_) => after = page.next,
                 None => break,
             }
         }

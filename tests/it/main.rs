@@ -3,7 +3,6 @@
 mod any_node;
 mod architecture;
 mod clients;
-mod clients;
 mod cluster;
 mod dev;
 mod errors;

@@ -99,7 +99,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         req: TransferLeaderRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let parts = (req.from_leader().clone(), *req.to_node_id(), req.last_log_id().cloned());
+        let parts = (*req.from_leader(), *req.to_node_id(), req.last_log_id().cloned());
         self.call(Call::Transfer, &parts, VOTE_LIMIT).await
     }
 

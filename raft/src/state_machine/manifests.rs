@@ -60,17 +60,17 @@ fn missing_content(state: &State<'_>, put: &ManifestPut) -> Result<Vec<Digest>, 
     let mut missing = Vec::new();
     for digest in &put.blobs {
         if !blob(digest)? {
-            missing.push(digest.clone());
+            missing.push(*digest);
         }
     }
     for digest in &put.manifests {
         if !manifest(digest)? {
-            missing.push(digest.clone());
+            missing.push(*digest);
         }
     }
     for digest in &put.either {
         if !blob(digest)? && !manifest(digest)? {
-            missing.push(digest.clone());
+            missing.push(*digest);
         }
     }
     missing.dedup();
@@ -86,7 +86,7 @@ fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {
         blobs: put.blobs.clone(),
         manifests: put.manifests.clone(),
         either: put.either.clone(),
-        subject: put.subject.clone(),
+        subject: put.subject,
         artifact_type: put.artifact_type.clone(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_storage::{Keyspace, Rows, StorageError};
+use flotilla_storage::{Keyspace, PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,7 +21,7 @@ pub(crate) trait Reader {
     /// One row.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError>;
     /// Up to `limit` rows with the prefix, in key order, after the key `after`.
-    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError>;
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError>;
 }
 
 /// Stored rows, and what the commands of one chunk have written over them.
@@ -81,7 +81,7 @@ impl<'a> State<'a> {
     }
 
     /// All rows with the prefix, writes of this chunk included, in key order.
-    pub(super) fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    pub(super) fn scan(&self, prefix: &[u8]) -> Result<PresentRows, StorageError> {
         const PAGE: usize = 1000;
         let mut rows = BTreeMap::new();
         let mut after: Option<Vec<u8>> = None;

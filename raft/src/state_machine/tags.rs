@@ -21,12 +21,8 @@ pub(super) fn put(
     if former.is_some_and(|former| former.digest == *digest) {
         return Ok(());
     }
-    let record = TagRecord {
-        digest: digest.clone(),
-        revision: state.index(),
-        time_ms: state.time_ms(),
-        actor: actor.to_owned(),
-    };
+    let record =
+        TagRecord { digest: *digest, revision: state.index(), time_ms: state.time_ms(), actor: actor.to_owned() };
     state.put(key, &record)
 }
 

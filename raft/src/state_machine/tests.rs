@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use flotilla_storage::{Algorithm, Digest, StorageError};
+use flotilla_storage::{Algorithm, Digest, PresentRows, StorageError};
 use uuid::Uuid;
 
 use super::{Reader, State, apply, keys};
@@ -27,7 +27,7 @@ impl Reader for Memory {
         Ok(self.rows.get(key).cloned())
     }
 
-    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError> {
         let rows = self
             .rows
             .iter()
@@ -293,7 +293,7 @@ fn bodies_are_split_into_rows_that_sled_keeps_in_its_pages() {
         let digest = Digest::of(Algorithm::Sha512, &bytes);
         memory.one(Command::LinkBlob {
             repository: "r".parse().expect("a name"),
-            digest: digest.clone(),
+            digest,
             size: size as u64,
             body: Body::Inline(bytes.clone()),
         });
