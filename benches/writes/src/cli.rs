@@ -72,6 +72,10 @@ pub struct Plan {
     /// higher.
     #[arg(long, default_value_t = 21_000, value_parser = clap::value_parser!(u16).range(1024..=60_000))]
     pub port: u16,
+    /// After the rounds of a case, make one more under strace, which counts all syncs of the leader: of log, state and
+    /// anything else. It slows the leader; nothing else of that round is used.
+    #[arg(long)]
+    pub trace_syncs: bool,
     /// Write all samples as JSON to this file (`-`: standard output, instead of the table).
     #[arg(long)]
     pub json: Option<PathBuf>,

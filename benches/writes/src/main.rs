@@ -91,7 +91,7 @@ async fn run(which: &[Which], plan: &Plan, folder: &Path) -> Result<u64> {
     };
     let mut reports = Vec::new();
     for clients in &plan.clients {
-        reports.push(case(&systems, usize::from(*clients), plan).await?);
+        reports.push(case(&systems, usize::from(*clients), plan, folder).await?);
         keep(plan, &setting, &reports)?;
     }
     for system in &systems {
@@ -112,9 +112,10 @@ async fn start(which: Which, plan: &Plan, folder: &Path) -> Result<Box<dyn Syste
 }
 
 /// All rounds of one number of clients: A B, B A, A B …, so that neither always follows the other.
-async fn case(systems: &[Box<dyn System>], clients: usize, plan: &Plan) -> Result<CaseReport> {
+async fn case(systems: &[Box<dyn System>], clients: usize, plan: &Plan, folder: &Path) -> Result<CaseReport> {
     eprintln!("{clients} clients");
-    let mut report = CaseReport { clients, samples: systems.iter().map(|_| Vec::new()).collect() };
+    let mut report =
+        CaseReport { clients, samples: systems.iter().map(|_| Vec::new()).collect(), traced_syncs: Vec::new() };
     for round in 0..plan.rounds {
         let mut order: Vec<usize> = (0..systems.len()).collect();
         if round % 2 == 1 {
@@ -126,6 +127,12 @@ async fn case(systems: &[Box<dyn System>], clients: usize, plan: &Plan) -> Resul
             let sample = report::Sample::from(tally.with_context(|| system.name())?);
             eprintln!("  {} {sample}", system.name());
             report.samples[index].push(sample);
+        }
+    }
+    if plan.trace_syncs {
+        for system in systems {
+            let syncs = measure::traced_round(system.as_ref(), clients, plan.duration, folder).await;
+            report.traced_syncs.push(syncs.with_context(|| system.name())?);
         }
     }
     Ok(report)

@@ -1,6 +1,7 @@
 //! One round: many clients write at once, and the time is taken.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     names::Names,
-    process::cpu_time,
+    process::{SyncTrace, cpu_time},
     system::{Client, System},
 };
 
@@ -102,6 +103,17 @@ pub async fn round(system: &dyn System, clients: usize, duration: Duration) -> R
         bail!("no write succeeded; first failures: {:#?}", tally.error_texts);
     }
     Ok(tally)
+}
+
+/// One round under strace: all syncs of the leader per write.
+pub async fn traced_round(system: &dyn System, clients: usize, duration: Duration, folder: &Path) -> Result<f64> {
+    let leader = system.leader().await?;
+    let pid = system.pids().get(leader).context("the leader has no process id")?;
+    let trace = SyncTrace::start(*pid, folder).await?;
+    let tally = round(system, clients, duration).await;
+    let syncs = trace.stop()?;
+    // Each client's first write, which is not timed, was traced as well.
+    Ok(syncs as f64 / (tally?.writes + clients as u64) as f64)
 }
 
 /// Clients whose connections are open, proven by a write of each.

@@ -11,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a process may take to end when it is told to.
 const END_WITHIN: Duration = Duration::from_secs(40);
 const LOOK_EACH: Duration = Duration::from_millis(20);
 const LOG_TAIL_BYTES: u64 = 2000;
+const ATTACHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A process that ends, at the latest, when this is dropped.
 #[derive(Debug)]
@@ -97,6 +98,59 @@ impl Drop for Process {
     }
 }
 
+/// Counts the syncs of a process from [`SyncTrace::start`] to [`SyncTrace::stop`], by strace.
+#[derive(Debug)]
+pub struct SyncTrace {
+    strace: Process,
+    summary: PathBuf,
+}
+
+impl SyncTrace {
+    /// Attaches to all threads of the process.
+    pub async fn start(pid: i32, folder: &Path) -> Result<Self> {
+        let summary = folder.join("strace.summary");
+        let arguments = [
+            "-f".to_owned(),
+            "-c".to_owned(),
+            "--trace=fsync,fdatasync".to_owned(),
+            format!("--output={}", summary.display()),
+            format!("--attach={pid}"),
+        ];
+        let mut strace = Process::start(Path::new("strace"), &arguments, folder.join("strace.log"))?;
+        let begun = Instant::now();
+        while !is_traced(pid)? {
+            strace.require_running().context("strace")?;
+            ensure!(begun.elapsed() < ATTACHED_WITHIN, "strace does not attach: {}", strace.log_tail());
+            tokio::time::sleep(LOOK_EACH).await;
+        }
+        Ok(Self { strace, summary })
+    }
+
+    /// Detaches; returns how many syncs there were.
+    pub fn stop(self) -> Result<u64> {
+        drop(self.strace);
+        let text = std::fs::read_to_string(&self.summary).with_context(|| self.summary.display().to_string())?;
+        count_calls(&text).with_context(|| format!("strace's summary cannot be understood: {text}"))
+    }
+}
+
+fn is_traced(pid: i32) -> Result<bool> {
+    for thread in procfs::process::Process::new(pid)?.tasks()? {
+        if thread?.status()?.tracerpid == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The calls in a summary of `strace -c`, whose columns are time in percent, seconds, time per call, calls, errors if
+/// any, name. It is empty where there were no calls.
+fn count_calls(summary: &str) -> Option<u64> {
+    let lines = summary.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let calls = lines.filter(|fields| matches!(fields.last(), Some(&("fsync" | "fdatasync"))));
+    calls.map(|fields| fields.get(3)?.parse::<u64>().ok()).sum()
+}
+
 /// Fails if something listens on one of these ports of loopback.
 pub fn require_free(ports: impl IntoIterator<Item = u16>) -> Result<()> {
     for port in ports {
@@ -114,4 +168,21 @@ pub fn cpu_time(pids: &[i32]) -> Result<Duration> {
         ticks += stat.utime + stat.stime;
     }
     Ok(Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_a_summary_are_added_up() {
+        let summary = "% time     seconds  usecs/call     calls    errors syscall\n\
+                       ------ ----------- ----------- --------- --------- ----------------\n \
+                       90.00    0.970174         575      1686           fdatasync\n \
+                       10.00    0.000174         575        14         1 fsync\n\
+                       100.00    0.970174         575      1700         1 total\n";
+        assert_eq!(count_calls(summary), Some(1700));
+        assert_eq!(count_calls(""), Some(0));
+        assert_eq!(count_calls("what fsync"), None);
+    }
 }

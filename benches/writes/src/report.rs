@@ -68,6 +68,8 @@ pub struct CaseReport {
     pub clients: usize,
     /// Per system, per round.
     pub samples: Vec<Vec<Sample>>,
+    /// Per system: all syncs of the leader per write, in a round under strace; empty if there was none.
+    pub traced_syncs: Vec<f64>,
 }
 
 /// What was measured, as JSON has it.
@@ -124,7 +126,20 @@ pub fn lines(report: &CaseReport) -> Vec<Line> {
         };
         Line { clients: report.clients, figure, better, medians: medians.collect(), ratio }
     };
-    FIGURES.into_iter().map(line).collect()
+    let mut lines: Vec<Line> = FIGURES.into_iter().map(line).collect();
+    if !report.traced_syncs.is_empty() {
+        lines.push(Line {
+            clients: report.clients,
+            figure: "leader's syncs/write, all files (strace)",
+            better: "less",
+            medians: report.traced_syncs.iter().copied().map(Some).collect(),
+            ratio: match report.traced_syncs.as_slice() {
+                [a, b] if *b > 0.0 => spread(vec![a / b]),
+                _ => None,
+            },
+        });
+    }
+    lines
 }
 
 /// The table of all cases, as Markdown.
@@ -233,9 +248,10 @@ mod tests {
     fn ratios_are_those_of_paired_rounds() {
         let a = vec![sample(10.0, Some(0.5)), sample(40.0, None)];
         let b = vec![sample(10.0, Some(1.0)), sample(10.0, Some(1.0))];
-        let lines = lines(&CaseReport { clients: 1, samples: vec![a, b] });
+        let lines = lines(&CaseReport { clients: 1, samples: vec![a, b], traced_syncs: vec![1.0, 2.0] });
         assert_eq!(lines[0].ratio, Some([2.5, 1.0, 4.0]));
         assert_eq!(lines[4].medians, [Some(0.5), Some(1.0)]);
         assert_eq!(lines[4].ratio, Some([0.5, 0.5, 0.5]));
+        assert_eq!(lines[6].ratio, Some([0.5, 0.5, 0.5]));
     }
 }
