@@ -2,6 +2,7 @@
 //!
 //! A blob that can be seen here is durable, and its content had its digest when it was sealed.
 
+mod direct;
 mod layout;
 mod staging;
 

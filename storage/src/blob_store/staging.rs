@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::BlobStore;
+use super::direct::Direct;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::StorageError;
 use crate::sync;
@@ -14,6 +15,9 @@ use crate::sync;
 /// Bytes after which write-back is started in the background, so that the sync at the end has little left to do.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 const READ_BYTES: usize = 256 << 10;
+
+/// From this length in bytes on, a file is written past the page cache.
+const DIRECT_FROM: u64 = 1 << 20;
 
 /// Why a staged file did not become a blob. Either way the staged file is gone.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -40,7 +44,11 @@ pub struct Staging {
     sha256: Option<Hasher>,
     writeback_from: u64,
     dirty: bool,
-    /// A sync failed: the kernel may have dropped pages, and the next sync would succeed without them.
+    /// The end of a large file, once it is large.
+    direct: Option<Direct>,
+    /// Direct writing is not possible for this file.
+    never_direct: bool,
+    /// A sync or a direct write failed: the kernel may have dropped pages, and the next sync would succeed without them.
     failed: bool,
 }
 
@@ -59,6 +67,8 @@ impl Staging {
                         sha256,
                         writeback_from: 0,
                         dirty: true,
+                        direct: None,
+                        never_direct: false,
                         failed: false,
                     });
                 }
@@ -71,17 +81,37 @@ impl Staging {
     /// Appends bytes.
     ///
     /// # Errors
-    /// `Io`; the length is then unchanged, and the same bytes may be written again.
+    /// `Io`; the length is then unchanged, and the same bytes may be written again, unless the file is large: then it
+    /// is `Closed` from now on.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        if self.failed {
+            return Err(StorageError::Closed);
+        }
         self.dirty = true;
-        self.file.write_all_at(bytes, self.length).map_err(|error| StorageError::io(&self.path, error))?;
+        if self.direct.is_none() && self.length >= DIRECT_FROM && !self.never_direct {
+            self.go_direct()?;
+        }
+        let written = match &mut self.direct {
+            Some(direct) => direct.write(bytes).inspect_err(|_| self.failed = true),
+            None => self.file.write_all_at(bytes, self.length),
+        };
+        written.map_err(|error| StorageError::io(&self.path, error))?;
         self.length += bytes.len() as u64;
         if let Some(hasher) = &mut self.sha256 {
             hasher.update(bytes);
         }
-        if self.length - self.writeback_from >= WRITEBACK_BYTES {
+        if self.direct.is_none() && self.length - self.writeback_from >= WRITEBACK_BYTES {
             self.start_writeback();
         }
+        Ok(())
+    }
+
+    fn go_direct(&mut self) -> Result<(), StorageError> {
+        let start = Direct::start(self.length);
+        let mut tail = vec![0; usize::try_from(self.length - start).unwrap_or_default()];
+        self.file.read_exact_at(&mut tail, start).map_err(|error| StorageError::io(&self.path, error))?;
+        self.direct = Direct::open(&self.path, start, &tail);
+        self.never_direct = self.direct.is_none();
         Ok(())
     }
 
@@ -117,7 +147,9 @@ impl Staging {
             return Err(StorageError::Closed);
         }
         if self.dirty {
-            let synced = self.file.sync_data().map_err(|error| StorageError::io(&self.path, error));
+            let flushed = self.direct.as_mut().map_or(Ok(()), Direct::flush);
+            let synced =
+                flushed.and_then(|()| self.file.sync_data()).map_err(|error| StorageError::io(&self.path, error));
             self.failed = synced.is_err();
             synced?;
             self.dirty = false;
@@ -131,8 +163,16 @@ impl Staging {
     /// # Errors
     /// `Io`.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StorageError> {
-        // What a failed write left past the length is not content.
-        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        // What a failed write left past the length is not content, nor is the padding of a direct one.
+        let in_file = self.direct.as_ref().map_or(self.length, Direct::offset);
+        if let Some(direct) = self.direct.as_ref().filter(|_| offset >= in_file) {
+            let skip = usize::try_from(offset - in_file).unwrap_or(usize::MAX);
+            let pending = direct.pending().get(skip..).unwrap_or_default();
+            let count = buffer.len().min(pending.len());
+            buffer[..count].copy_from_slice(&pending[..count]);
+            return Ok(count);
+        }
+        let left = usize::try_from(in_file.saturating_sub(offset)).unwrap_or(usize::MAX);
         let end = buffer.len().min(left);
         self.file.read_at(&mut buffer[..end], offset).map_err(|error| StorageError::io(&self.path, error))
     }
@@ -145,12 +185,23 @@ impl Staging {
         if length >= self.length {
             return Ok(());
         }
-        self.file.set_len(length).map_err(|error| StorageError::io(&self.path, error))?;
+        if self.failed {
+            return Err(StorageError::Closed);
+        }
+        match &mut self.direct {
+            Some(direct) if length >= direct.offset() => direct.truncate(length),
+            _ => self.cut_file(length)?,
+        }
         self.length = length;
         self.writeback_from = self.writeback_from.min(length);
         self.sha256 = (length == 0).then(|| Hasher::new(Algorithm::Sha256));
         self.dirty = true;
         Ok(())
+    }
+
+    fn cut_file(&mut self, length: u64) -> Result<(), StorageError> {
+        self.direct = None;
+        self.file.set_len(length).map_err(|error| StorageError::io(&self.path, error))
     }
 
     /// The digest of what was written so far. Sha256 is at hand unless [`Staging::truncate`] cut something off;
@@ -176,7 +227,10 @@ impl Staging {
         if actual != *digest {
             return Err(SealError::DigestMismatch { actual });
         }
-        // Cut off what a failed write may have left, which is not part of what was hashed.
+        if let Some(mut direct) = self.direct.take() {
+            direct.flush().map_err(|error| StorageError::io(&self.path, error))?;
+        }
+        // Cut off what a failed write may have left, and padding, which are not part of what was hashed.
         let on_disk = self.file.metadata().map_err(|error| StorageError::io(&self.path, error))?.len();
         if on_disk != self.length {
             self.file.set_len(self.length).map_err(|error| StorageError::io(&self.path, error))?;

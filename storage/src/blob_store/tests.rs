@@ -158,3 +158,40 @@ fn a_removed_blob_is_gone_but_an_open_file_reads_on() {
     assert_eq!(bytes, b"short-lived");
     put(&store, Algorithm::Sha256, b"short-lived");
 }
+
+/// Content that no two places of are alike.
+fn long(length: usize) -> Vec<u8> {
+    (0..length.div_ceil(8) as u64)
+        .flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes())
+        .take(length)
+        .collect()
+}
+
+#[test]
+fn a_large_file_is_read_cut_and_sealed_as_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(dir.path()).unwrap();
+    let content = long(5_000_003);
+    let mut staging = store.stage().unwrap();
+    for piece in content.chunks(77_777) {
+        staging.write(piece).unwrap();
+    }
+    staging.write(b"to be cut off, past the last whole buffer").unwrap();
+    staging.truncate(content.len() as u64).unwrap();
+    staging.sync().unwrap();
+    let read = |staging: &Staging| {
+        let (mut read, mut buffer) = (Vec::new(), vec![0; 10_000]);
+        while let Ok(count @ 1..) = staging.read_at(read.len() as u64, &mut buffer) {
+            read.extend_from_slice(&buffer[..count]);
+        }
+        read
+    };
+    assert!(read(&staging) == content);
+    // Far back, into what was written directly, and on from there.
+    staging.truncate(2_000_001).unwrap();
+    assert!(read(&staging) == content[..2_000_001]);
+    staging.write(&content[2_000_001..]).unwrap();
+    let digest = Digest::of(Algorithm::Sha512, &content);
+    assert_eq!(staging.seal(&digest).unwrap(), content.len() as u64);
+    assert!(fs::read(store.path(&digest)).unwrap() == content);
+}
