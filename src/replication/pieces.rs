@@ -86,6 +86,12 @@ impl Buffer {
         &mut self.bytes
     }
 
+    /// The first `length` bytes, to be filled at once.
+    pub(super) fn first(&mut self, length: usize) -> &mut [u8] {
+        self.filled = length.min(self.bytes.len());
+        &mut self.bytes[..self.filled]
+    }
+
     /// What was filled, shared from now on.
     pub(super) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
