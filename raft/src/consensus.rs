@@ -634,6 +634,9 @@ fn config(options: &Options) -> Config {
         max_in_snapshot_log_to_keep: options.keep,
         purge_batch_size: 256,
         enable_pre_vote: Some(true),
+        // A leader sends entries before its own sync is done. Restarted as the leader of the same term, it could give
+        // another entry an index that its followers have, and nobody would notice.
+        enable_leader_restore: Some(false),
         quorum_loss_probe_interval: Some(2000),
         ..Config::default()
     }
