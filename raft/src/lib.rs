@@ -12,6 +12,8 @@
 
 pub mod command;
 pub mod consensus;
+#[cfg(test)]
+mod consensus_tests;
 mod liveness;
 mod log_store;
 mod member;
