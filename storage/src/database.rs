@@ -73,6 +73,11 @@ impl Database {
         })
     }
 
+    /// For answers that need no sled: they too must end with the first error.
+    pub(crate) fn check_open(&self) -> Result<(), StorageError> {
+        if self.failed.load(Ordering::Acquire) { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
     pub(crate) fn close(&self) {
         self.failed.store(true, Ordering::Release);
     }

@@ -1,11 +1,12 @@
 //! Bytes at rest on one node's disk: the ordered log, the rows of the registry's state, and blobs by digest.
 //!
 //! This crate **never** knows what an entry, a row or a blob means: no Raft types, no HTTP, no OCI documents. It
-//! never answers from memory what the disk did not confirm, and never turns a read error into "not there".
+//! never calls durable what the disk did not confirm, and never turns a read error into "not there".
 //! Everything here blocks; callers bring their own threads. sled is imported in this crate only.
 //!
 //! A log append travels `LogStore::append` → queue → writer thread → one sled batch → one `fdatasync` → `done`.
-//! A row travels `MetadataStore::write` → open views set old values aside → one atomic sled batch.
+//! A row travels `MetadataStore::write` → memtable → open views set old values aside → one atomic sled batch for many
+//! writes → durable with the next `MetadataStore::flush`.
 //! A blob travels `BlobStore::stage` → `Staging::write` → `Staging::seal` (compare, fsync, rename, fsync the folder).
 
 #![deny(unsafe_code)]

@@ -1,14 +1,14 @@
-//! One sled database of rows, in its folder `state-<generation>`, with the views that are open on it.
+//! One sled database of rows, in its folder `state-<generation>`, with the memtable and the thread that fills it.
 
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 
-use parking_lot::{Mutex, RwLock};
-
-use super::view::SetAside;
-use super::{PresentRows, Rows, check_size};
+use super::drain::Buffered;
+use super::{PresentRows, Rows};
 use crate::database::{self, Database, Options};
 use crate::durable_file;
 use crate::error::StorageError;
@@ -23,11 +23,10 @@ const COMPLETE_VERSION: u8 = 1;
 pub(super) struct Generation {
     number: u64,
     // `None` only while dropping: the database must be closed before its folder goes.
-    database: Option<Database>,
+    buffered: Option<Arc<Buffered>>,
+    writer: Option<JoinHandle<()>>,
     folder: PathBuf,
-    unflushed_bytes: AtomicU64,
-    /// Open views. Written under for each batch, read under for each scan: that makes a batch atomic for both.
-    views: RwLock<Vec<Weak<Mutex<SetAside>>>>,
+    open_views: AtomicUsize,
     retired: AtomicBool,
 }
 
@@ -92,13 +91,24 @@ fn remove(folder: &Path) -> Result<(), StorageError> {
 impl Generation {
     pub(super) fn open(dir: &Path, number: u64) -> Result<Self, StorageError> {
         let folder = folder(dir, number);
-        let database = Some(Database::open(&folder, Options { cache_bytes: CACHE_BYTES })?);
+        let database = Database::open(&folder, Options { cache_bytes: CACHE_BYTES })?;
+        let buffered = Arc::new(Buffered::new(database));
+        let shared = buffered.clone();
+        let writer = std::thread::Builder::new()
+            .name("state-writer".into())
+            .spawn(move || {
+                if catch_unwind(AssertUnwindSafe(|| shared.run())).is_err() {
+                    // Whoever waits for a drain would wait for ever.
+                    shared.fail(StorageError::Closed);
+                }
+            })
+            .map_err(|error| StorageError::io(&folder, error))?;
         Ok(Generation {
             number,
-            database,
+            buffered: Some(buffered),
+            writer: Some(writer),
             folder,
-            unflushed_bytes: AtomicU64::new(0),
-            views: RwLock::default(),
+            open_views: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
         })
     }
@@ -120,12 +130,19 @@ impl Generation {
         self.retired.store(true, Ordering::Release);
     }
 
-    pub(super) fn database(&self) -> Result<&Database, StorageError> {
-        self.database.as_ref().ok_or(StorageError::Closed)
+    pub(super) fn buffered(&self) -> Result<&Buffered, StorageError> {
+        self.buffered.as_deref().ok_or(StorageError::Closed)
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        let value = self.database()?.run("reading a row", |db| db.get(key))?;
+        let buffered = self.buffered()?;
+        buffered.database.check_open()?;
+        // A write between here and sled may be drained by then: sled's row is only newer.
+        let known = buffered.tables.read().get(key);
+        if let Some(value) = known {
+            return Ok(value);
+        }
+        let value = buffered.database.run("reading a row", |db| db.get(key))?;
         Ok(value.map(|value| value.to_vec()))
     }
 
@@ -134,94 +151,57 @@ impl Generation {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
         };
-        let _no_batch = self.views.read();
-        self.database()?.run("scanning rows", |db| {
-            let mut rows = Vec::new();
-            if limit == 0 {
-                return Ok(rows);
-            }
-            for row in db.range::<&[u8], _>((start, Bound::Unbounded)) {
-                let (key, value) = row?;
-                if !key.starts_with(prefix) {
-                    break;
-                }
-                rows.push((key.to_vec(), value.to_vec()));
-                if rows.len() == limit {
-                    break;
-                }
-            }
-            Ok(rows)
+        let buffered = self.buffered()?;
+        // Held to the end: no batch comes in between, and a drain that runs stays hidden behind its frozen table.
+        let tables = buffered.tables.read();
+        buffered.database.run("scanning rows", |db| {
+            tables.merge(prefix, start, limit, db.range::<&[u8], _>((start, Bound::Unbounded)))
         })
     }
 
     pub(super) fn write(&self, rows: &Rows) -> Result<(), StorageError> {
-        let mut bytes = 0;
-        let mut batch = sled::Batch::default();
-        for (key, value) in rows {
-            bytes += check_size(key, value.as_deref())?;
-            match value {
-                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                None => batch.remove(key.as_slice()),
-            }
-        }
-        let database = self.database()?;
-        let mut views = self.views.write();
-        views.retain(|view| view.strong_count() > 0);
-        let open: Vec<_> = views.iter().filter_map(Weak::upgrade).collect();
-        // Locked until the batch is in: a reader between «set aside» and «written» would take an old row twice, or a
-        // new one at all.
-        let mut locked: Vec<_> = open.iter().map(|view| view.lock()).collect();
-        for (key, _) in rows {
-            let concerned = locked.iter().any(|view| view.wants(key));
-            if concerned {
-                let old = self.get(key)?;
-                locked.iter_mut().for_each(|view| view.keep(key, old.as_deref()));
-            }
-        }
-        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        database.run("writing rows", |db| db.apply_batch(batch))
+        self.buffered()?.write(rows)
     }
 
-    /// Rows of a generation that nobody reads yet: no views to think of.
     pub(super) fn load(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StorageError> {
-        let mut bytes = 0;
-        let mut batch = sled::Batch::default();
-        for (key, value) in rows {
-            bytes += check_size(key, Some(value))?;
-            batch.insert(key.as_slice(), value.as_slice());
-        }
-        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.database()?.run("loading rows", |db| db.apply_batch(batch))
+        self.buffered()?.load(rows)
     }
 
     pub(super) fn flush(&self) -> Result<(), StorageError> {
-        let before = self.unflushed_bytes.load(Ordering::Relaxed);
-        self.database()?.run("flushing rows", |db| db.flush())?;
-        // Two flushes at a time may both subtract; the count is a hint and must only not wrap.
-        let subtract = |bytes: u64| Some(bytes.saturating_sub(before));
-        let _ = self.unflushed_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
-        Ok(())
+        self.buffered()?.flush()
     }
 
     pub(super) fn unflushed_bytes(&self) -> u64 {
-        self.unflushed_bytes.load(Ordering::Relaxed)
+        self.buffered.as_ref().map_or(0, |buffered| buffered.unflushed_bytes())
     }
 
-    pub(super) fn register(&self, view: &Arc<Mutex<SetAside>>) {
-        self.views.write().push(Arc::downgrade(view));
+    /// Counts the views. The references to them do not tell: a drain holds some too.
+    pub(super) fn view_opened(&self) {
+        self.open_views.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn view_closed(&self) {
+        self.open_views.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(super) fn open_views(&self) -> usize {
-        self.views.read().iter().filter(|view| view.strong_count() > 0).count()
+        self.open_views.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        drop(self.database.take());
-        if self.retired.load(Ordering::Acquire)
-            && let Err(error) = remove(&self.folder)
-        {
+        let retired = self.retired.load(Ordering::Acquire);
+        if let Some(buffered) = self.buffered.take() {
+            if retired {
+                // Nobody will read these rows again: the last drain is spared.
+                buffered.fail(StorageError::Closed);
+            }
+            buffered.close();
+            // It caught its own panic, and holds the other reference to the database.
+            let _ = self.writer.take().map(JoinHandle::join);
+        }
+        if retired && let Err(error) = remove(&self.folder) {
             // The next start removes it.
             tracing::warn!(folder = %self.folder.display(), %error, "an old generation stays behind");
         }

@@ -2,9 +2,14 @@
 //!
 //! They live in a sled database `state-<generation>`. A snapshot from another node is installed as a new generation
 //! beside the current one, which is also how space comes back: sled keeps what it once took.
+//!
+//! Writes go to a memtable first and into sled some hundred milliseconds later, many at a time: sled syncs for each
+//! batch, and nobody needs a row to be durable before the next flush, since the Raft log replays it.
 
+mod drain;
 mod generation;
 mod install;
+mod memtable;
 mod view;
 
 use std::path::Path;
@@ -80,8 +85,11 @@ impl MetadataStore {
 
     /// Writes one atomic batch. It is readable on return, and durable after the next [`MetadataStore::flush`].
     ///
+    /// After a crash the state is that after some write, and at least after those before the last flush. Waits while
+    /// 4 MiB have not gone into sled yet, and while a view is being made.
+    ///
     /// # Errors
-    /// `TooLarge`, with nothing written; `Sled`, `Closed`.
+    /// `TooLarge`, with nothing written; `Sled`, `Closed`, also for what became of earlier writes in the background.
     pub fn write(&self, rows: &Rows) -> Result<(), StorageError> {
         // Held for the whole batch: a switch in the middle would send it into the generation that goes away.
         let current = self.inner.current.read();
@@ -91,7 +99,7 @@ impl MetadataStore {
     /// Makes everything written so far durable. May run beside a writer.
     ///
     /// # Errors
-    /// `Sled`, `Closed`.
+    /// `Sled`, `Closed`: nothing may be taken for durable that was not so before.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.current().flush()
     }
@@ -103,8 +111,10 @@ impl MetadataStore {
 
     /// A consistent view of all rows as they are now; nothing is copied. It outlives an install.
     ///
+    /// Blocks, and writes with it, until everything written is in sled.
+    ///
     /// # Errors
-    /// `Closed`.
+    /// `Sled`, `Closed`.
     pub fn view(&self) -> Result<View, StorageError> {
         View::register(self.current())
     }

@@ -6,6 +6,8 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
+mod drain;
+
 fn store() -> (tempfile::TempDir, MetadataStore) {
     let dir = tempfile::tempdir().unwrap();
     let store = MetadataStore::open(dir.path()).unwrap();
@@ -152,6 +154,7 @@ fn a_view_that_falls_too_far_behind_is_lost_not_wrong() {
     let mut view = store.view().unwrap();
     assert!(view.next_chunk(1).unwrap().is_some());
     batches.iter().for_each(|rows| store.write(rows).unwrap());
+    store.flush().unwrap();
     assert!(matches!(view.next_chunk(1), Err(StorageError::ViewLost)));
     drop(view);
     assert_eq!(store.open_views(), 0);

@@ -1,4 +1,6 @@
 //! A consistent view of all rows while a writer goes on: what it changes ahead of the reader is set aside first.
+//!
+//! A view begins with an empty memtable, so sled's rows are its rows, and the old ones are set aside by the drain.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -8,17 +10,16 @@ use parking_lot::Mutex;
 
 use super::PresentRows;
 use super::generation::Generation;
+use super::memtable::cost;
 use crate::error::StorageError;
 
 /// Memory that one view's old rows may take, in bytes. Past it the view is lost and its reader begins anew.
 const MAX_SET_ASIDE_BYTES: usize = 64 << 20;
-/// What a row costs in memory besides its key and value, roughly.
-const ROW_OVERHEAD_BYTES: usize = 96;
 
 /// All rows as they were when the view was made, read in chunks. Dropping it ends the writer's care for it.
 pub struct View {
     generation: Arc<Generation>,
-    // Its only strong reference outside a running batch: dropping the view unregisters it.
+    // Its only strong reference outside a running drain: dropping the view unregisters it.
     state: Arc<Mutex<SetAside>>,
 }
 
@@ -68,22 +69,18 @@ impl SetAside {
     }
 }
 
-fn cost(key: &[u8], value: Option<&[u8]>) -> usize {
-    key.len() + value.map_or(0, <[u8]>::len) + ROW_OVERHEAD_BYTES
-}
-
 impl View {
     pub(super) fn register(generation: Arc<Generation>) -> Result<Self, StorageError> {
-        generation.database()?;
         let state = Arc::default();
         // Waits for a running batch and is waited for by the next one, so «now» lies between two batches.
-        generation.register(&state);
+        generation.buffered()?.register(&state)?;
+        generation.view_opened();
         Ok(View { generation, state })
     }
 
     /// The next rows, ascending, of about `max_bytes` of keys and values (at least one row); `None` after the last.
     ///
-    /// The writer waits while a chunk is read: ask for a megabyte or so.
+    /// Draining waits while a chunk is read, and a chunk for a drain: ask for a megabyte or so.
     ///
     /// # Errors
     /// `ViewLost` if the writer changed more than 64 MiB of rows ahead of the reader; `Sled`, `Closed`.
@@ -96,7 +93,7 @@ impl View {
             return Ok(None);
         }
         let start = state.cursor.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let database = self.generation.database()?;
+        let database = &self.generation.buffered()?.database;
         let mut merge = Merge { chunk: Vec::new(), bytes: 0, max_bytes, passed: None };
         let full = database.run("reading a view", |db| {
             let mut old = state.rows.iter().peekable();
@@ -123,6 +120,12 @@ impl View {
             state.rows = BTreeMap::new();
         }
         Ok(if merge.chunk.is_empty() { None } else { Some(merge.chunk) })
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.generation.view_closed();
     }
 }
 
