@@ -19,7 +19,7 @@ use crate::database::Database;
 use crate::error::StorageError;
 
 /// A drain begins when the active table takes this much memory, in bytes…
-const DRAIN_BYTES: usize = 512 << 10;
+const DRAIN_BYTES: usize = 256 << 10;
 /// …or this long after the first row came into it.
 const DRAIN_AFTER: Duration = Duration::from_millis(200);
 /// Writes wait while the active table takes this much memory, in bytes.
