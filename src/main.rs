@@ -11,6 +11,10 @@ mod replication;
 
 use std::process::ExitCode;
 
+/// The C library's allocator keeps memory per thread: with as many threads as a node has, it holds twice what is used.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // One provider of cryptography for the whole process, chosen before anything can open a connection.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

@@ -1,17 +1,18 @@
 //! The handle that `src/` holds: propose, read, change membership.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flotilla_storage::{MetadataStore, StorageError};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::ReadPolicy;
-use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
+use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::RwLock;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, broadcast};
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ use crate::command::{Answer, Command, Proposal};
 use crate::liveness::Liveness;
 use crate::log_store::LogStore;
 use crate::member::{Member, NodeId, NodeRecord};
-use crate::network::{Call, CallError, Identity, JoinReply, Network, PeerClient, Pong, ProposeReply, ReadIndexReply};
+use crate::network::{Call, CallError, Identity, Network, PeerClient, Pong, ProposeReply, ReadIndexReply};
 use crate::read_gate::ReadGate;
 use crate::registry::Registry;
 use crate::state_store::{StateStore, Watches};
@@ -30,17 +31,14 @@ use crate::types::TypeConfig;
 /// How long a write or a linearizable read waits while a majority answers and nobody leads.
 const ELECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long one attempt to reach the leader may take.
-const FORWARD_LIMIT: Duration = Duration::from_secs(5);
+/// How often a call to the leader looks whether it still leads.
+const LEADER_WATCHED_EACH: Duration = Duration::from_millis(100);
 
 /// The pause before the next attempt when the leader is not known or gone.
 const RETRY_EACH: Duration = Duration::from_millis(25);
 
 /// How long a delete waits for the nodes that answer.
 const APPLIED_EVERYWHERE_LIMIT: Duration = Duration::from_secs(2);
-
-/// How long each of a leader's attempts to hand over may take.
-const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
 
 /// A snapshot is built when this many bytes of log came since the last one, whatever their number.
 const SNAPSHOT_EACH_BYTES: u64 = 64 << 20;
@@ -77,9 +75,6 @@ pub enum ProposeError {
     /// The entry may have been committed, or may still be: never report this as «not done».
     #[error("the outcome is not known: the change may still take effect")]
     OutcomeUnknown,
-    /// This node is going down.
-    #[error("this node is stopping: {0}")]
-    Stopped(String),
 }
 
 /// Why a linearizable read is not possible.
@@ -162,7 +157,7 @@ impl Consensus {
         let (log, (state, metadata, watches)) =
             opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
         let client = PeerClient::new()?;
-        let network = Network { client: client.clone(), counters: watches.counters.clone() };
+        let network = Network { client: client.clone(), log: log.clone(), counters: watches.counters.clone() };
         let config = Arc::new(config(&options).validate().map_err(|problem| StartError::Raft(problem.to_string()))?);
         let raft = Raft::new(options.node_id, config, network, log.clone(), state)
             .await
@@ -275,11 +270,6 @@ impl Consensus {
         metrics.last_log_index.is_none() && metrics.last_applied.is_none()
     }
 
-    /// Waits until everything that this node had committed before a restart is applied again.
-    pub async fn wait_for_recovery(&self, limit: Duration) -> bool {
-        self.inner.raft.wait_for_recovery(Some(limit)).await.is_ok()
-    }
-
     /// The state of the Raft group as this node sees it.
     pub fn status(&self) -> RaftStatus {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
@@ -299,6 +289,10 @@ impl Consensus {
 
     pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateStore> {
         &self.inner.raft
+    }
+
+    pub(crate) fn client(&self) -> &PeerClient {
+        &self.inner.client
     }
 
     pub(crate) fn metadata(&self) -> &MetadataStore {
@@ -343,42 +337,61 @@ impl Consensus {
             actor: String::new(),
             command,
         });
-        let deadline = Instant::now() + ELECTION_LIMIT;
         let mut sent = false;
-        while Instant::now() < deadline && self.quorum_reachable() {
-            let attempt = self.attempt(&proposal, &mut sent);
-            let reply = tokio::select! {
-                reply = attempt => reply?,
-                () = self.inner.liveness.quorum_lost() => break,
-            };
-            if let Some(answer) = reply {
-                return Ok(answer);
+        let attempts = async {
+            while self.quorum_reachable() {
+                if let Some(answer) = self.attempt(&proposal, &mut sent).await {
+                    return Some(answer);
+                }
+                tokio::time::sleep(RETRY_EACH).await;
             }
-            tokio::time::sleep(RETRY_EACH).await;
-        }
-        Err(if sent { ProposeError::OutcomeUnknown } else { ProposeError::NoQuorum })
+            None
+        };
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(ELECTION_LIMIT, attempts) => answer.ok().flatten(),
+            () = self.inner.liveness.quorum_lost() => None,
+        };
+        answer.ok_or(if sent { ProposeError::OutcomeUnknown } else { ProposeError::NoQuorum })
     }
 
     /// One attempt; `None` asks for another. `sent` becomes true when the proposal may have reached a leader.
-    async fn attempt(&self, proposal: &Arc<Proposal>, sent: &mut bool) -> Result<Option<Answer>, ProposeError> {
-        let Some(leader) = self.leader() else { return Ok(None) };
+    async fn attempt(&self, proposal: &Arc<Proposal>, sent: &mut bool) -> Option<Answer> {
+        let leader = self.leader()?;
         if leader == self.node_id() {
             *sent = true;
             return match self.propose_here(Proposal::clone(proposal)).await {
-                ProposeReply::Answered(answer) => Ok(Some(answer)),
-                ProposeReply::NotLeader(_) | ProposeReply::Unknown => Ok(None),
+                ProposeReply::Answered(answer) => Some(answer),
+                ProposeReply::NotLeader(_) | ProposeReply::Unknown => None,
             };
         }
-        let Some(address) = self.address_of(leader) else { return Ok(None) };
         let was_sent = std::mem::replace(sent, true);
-        match self.inner.client.call(&address, Some(leader), Call::Propose, proposal.as_ref(), FORWARD_LIMIT).await {
-            Ok(ProposeReply::Answered(answer)) => Ok(Some(answer)),
+        match self.ask_leader(leader, Call::Propose, proposal.as_ref()).await {
+            Ok(ProposeReply::Answered(answer)) => Some(answer),
             Ok(ProposeReply::NotLeader(_) | ProposeReply::Unknown)
-            | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => Ok(None),
+            | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => None,
             Err(CallError::Unreachable(_) | CallError::Refused { .. }) => {
                 *sent = was_sent;
-                Ok(None)
+                None
             }
+        }
+    }
+
+    /// A call to the leader, given up when it is not reachable any more or another one leads.
+    async fn ask_leader<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        leader: NodeId,
+        call: Call,
+        request: &Q,
+    ) -> Result<A, CallError> {
+        let address = self.address_of(leader).ok_or_else(|| CallError::Unreachable("not a member".into()))?;
+        let deposed = async {
+            while self.reachable(leader) && self.leader() == Some(leader) {
+                tokio::time::sleep(LEADER_WATCHED_EACH).await;
+            }
+        };
+        tokio::select! {
+            answer = self.inner.client.call(&address, Some(leader), call, request, ELECTION_LIMIT) => answer,
+            () = deposed => Err(CallError::NoAnswer("the leader is gone".into())),
         }
     }
 
@@ -454,21 +467,23 @@ impl Consensus {
             if self.wait_applied(index, ELECTION_LIMIT).await { Ok(()) } else { Err(ReadError::NoQuorum) }
         };
         tokio::select! {
-            result = barrier => result,
+            result = tokio::time::timeout(ELECTION_LIMIT, barrier) => result.unwrap_or(Err(ReadError::NoQuorum)),
             () = self.inner.liveness.quorum_lost() => Err(ReadError::NoQuorum),
         }
     }
 
     /// A read index, from the leader wherever it is.
     async fn read_index(&self) -> Result<u64, ReadError> {
-        let deadline = Instant::now() + ELECTION_LIMIT;
-        while Instant::now() < deadline && self.quorum_reachable() {
-            if let Some(index) = self.ask_read_index().await {
-                return Ok(index);
+        let attempts = async {
+            while self.quorum_reachable() {
+                if let Some(index) = self.ask_read_index().await {
+                    return Ok(index);
+                }
+                tokio::time::sleep(RETRY_EACH).await;
             }
-            tokio::time::sleep(RETRY_EACH).await;
-        }
-        Err(ReadError::NoQuorum)
+            Err(ReadError::NoQuorum)
+        };
+        tokio::time::timeout(ELECTION_LIMIT, attempts).await.unwrap_or(Err(ReadError::NoQuorum))
     }
 
     async fn ask_read_index(&self) -> Option<u64> {
@@ -476,8 +491,7 @@ impl Consensus {
         let reply = if leader == self.node_id() {
             self.read_index_here().await
         } else {
-            let address = self.address_of(leader)?;
-            self.inner.client.call(&address, Some(leader), Call::ReadIndex, &(), FORWARD_LIMIT).await.ok()?
+            self.ask_leader(leader, Call::ReadIndex, &()).await.ok()?
         };
         match reply {
             ReadIndexReply::Index(index) => Some(index),
@@ -497,96 +511,8 @@ impl Consensus {
     }
 }
 
-/// Membership.
+/// The end, and what goes on beside.
 impl Consensus {
-    /// Founds a cluster of these nodes, this one among them, all of them empty: the first entry of the log names
-    /// them, the second gives the cluster its id.
-    ///
-    /// # Errors
-    /// A text that says why, such as that this node is not empty.
-    pub async fn found(&self, nodes: BTreeMap<NodeId, NodeRecord>) -> Result<(), String> {
-        self.inner.raft.initialize(nodes).await.map_err(|problem| problem.to_string())
-    }
-
-    /// Gives the cluster an id, if it has none yet; returns it.
-    ///
-    /// # Errors
-    /// See [`ProposeError`].
-    pub async fn name_cluster(&self) -> Result<(), ProposeError> {
-        self.propose(Uuid::new_v4(), Command::Found { cluster_id: Uuid::new_v4() }).await.map(|_| ())
-    }
-
-    /// Asks a node of a cluster who it is.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn identity_of(&self, address: &str, limit: Duration) -> Result<Identity, CallError> {
-        self.inner.client.call(address, None, Call::Identity, &(), limit).await
-    }
-
-    /// Asks a node of a cluster to take this one in.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn ask_to_join(&self, address: &str, cluster_id: Uuid, limit: Duration) -> Result<JoinReply, CallError> {
-        let request = (self.node_id(), self.record().clone(), Some(cluster_id));
-        self.inner.client.call(address, None, Call::Join, &request, limit).await
-    }
-
-    /// Takes a node in as a learner, if this node leads.
-    pub(crate) async fn take_in(&self, id: NodeId, record: NodeRecord, cluster_id: Option<Uuid>) -> JoinReply {
-        let own = self.identity().cluster_id;
-        if own.is_none() || own != cluster_id {
-            return JoinReply::Refused(format!("this is cluster {own:?}, not {cluster_id:?}"));
-        }
-        let members = self.members();
-        if members.iter().any(|member| member.id == id) {
-            return JoinReply::Member(members.to_vec());
-        }
-        match self.leader() {
-            Some(leader) if leader == self.node_id() => {}
-            leader => {
-                return JoinReply::NotLeader(leader.and_then(|leader| {
-                    members.iter().find(|member| member.id == leader).map(|member| member.record.clone())
-                }));
-            }
-        }
-        // The node is added without a vote: one that never comes must not raise the quorum (case C43).
-        let change = ChangeMembers::AddNodes(BTreeMap::from([(id, record)]));
-        match self.inner.raft.change_membership(change, true).await {
-            Ok(_) => JoinReply::Member(self.members().to_vec()),
-            Err(problem) => JoinReply::Refused(problem.to_string()),
-        }
-    }
-
-    /// Hands leadership over, if this node leads: to a voter that has the whole log. Gives up after two attempts; an
-    /// election does it then.
-    pub async fn hand_over(&self) {
-        for _ in 0..2 {
-            let metrics = self.inner.raft.metrics().borrow_watched().clone();
-            if metrics.current_leader != Some(self.node_id()) {
-                return;
-            }
-            let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-            let matched = metrics.replication.unwrap_or_default();
-            let successor = voters
-                .into_iter()
-                .filter(|id| *id != self.node_id() && self.reachable(*id))
-                .max_by_key(|id| matched.get(id).cloned().flatten().map(|log_id| log_id.index));
-            let Some(successor) = successor else { return };
-            if self.inner.raft.trigger().transfer_leader(successor).await.is_err() {
-                return;
-            }
-            let mut seen = self.inner.raft.metrics();
-            let own = self.node_id();
-            let changed = seen.wait_until(|metrics| metrics.current_leader.is_some_and(|leader| leader != own));
-            if matches!(tokio::time::timeout(HAND_OVER_LIMIT, changed).await, Ok(Ok(_))) {
-                tracing::info!(node_id = format!("{successor:012x}"), "leadership handed over");
-                return;
-            }
-        }
-    }
-
     /// Ends the Raft group's work on this node.
     pub async fn shutdown(&self) {
         *self.inner.read_gate.write() = None;

@@ -17,6 +17,7 @@ mod consensus_tests;
 mod liveness;
 mod log_store;
 mod member;
+mod membership;
 pub mod names;
 pub mod network;
 mod read_gate;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
-use crate::state_machine::keys;
+use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
 
 /// What a tag points at.
@@ -105,7 +105,9 @@ impl Registry {
     }
 
     fn row<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StorageError> {
-        self.store.get(key)?.map(|bytes| wire::decode(Kind::Row, &bytes)).transpose()
+        let Some(stored) = self.store.get(key)? else { return Ok(None) };
+        let whole = long_rows::join(key, stored, |part| self.store.get(part))?;
+        wire::decode(Kind::Row, &whole).map(Some)
     }
 
     /// The cluster's id, once it is founded.
@@ -149,12 +151,17 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn body(&self, digest: &Digest) -> Result<Option<Bytes>, StorageError> {
-        let parts = self.store.scan(&keys::body(digest), None, keys::BODY_PARTS_MAX)?;
-        if parts.is_empty() {
-            return Ok(None);
+        // Part by part, by known keys: a scan would wait for a batch that is being written.
+        let mut body = Vec::new();
+        for number in 0u16.. {
+            let Some(part) = self.store.get(&keys::body_part(digest, number))? else {
+                return Ok((number > 0).then(|| body.into()));
+            };
+            body.extend_from_slice(&part);
+            if part.len() < keys::BODY_PART {
+                break;
+            }
         }
-        let mut body = Vec::with_capacity(parts.iter().map(|(_, part)| part.len()).sum());
-        parts.iter().for_each(|(_, part)| body.extend_from_slice(part));
         Ok(Some(body.into()))
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::command::{Answer, Body, Command, Outcome, Proposal};
 use crate::member::{Member, NodeId};
 use crate::snapshot::{Builder, Copy, Snapshot};
-use crate::state_machine::{self, Reader, State, keys};
+use crate::state_machine::{self, Reader, State, keys, long_rows};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::{self, Kind};
 
@@ -130,6 +130,11 @@ impl StateStore {
         SnapshotMeta { last_log_id: self.applied.log_id, last_membership: self.applied.membership.clone() }
     }
 
+    fn builder(&self) -> Builder {
+        let (store, jobs, counters) = (self.store.clone(), self.jobs.clone(), self.counters.clone());
+        Builder { store, jobs, meta: self.meta(), counters }
+    }
+
     async fn apply_chunk(&mut self, work: Vec<Work>) -> Result<(), io::Error> {
         let (done, waits) = oneshot::channel();
         self.jobs.send(Job::Apply(work, self.applied.clone(), done)).await.map_err(|_| StorageError::Closed)?;
@@ -139,7 +144,9 @@ impl StateStore {
 }
 
 fn load(store: &MetadataStore) -> Result<AppliedRow, StorageError> {
-    Ok(store.get(&keys::applied())?.map(|bytes| wire::decode(Kind::Row, &bytes)).transpose()?.unwrap_or_default())
+    let key = keys::applied();
+    let Some(stored) = store.get(&key)? else { return Ok(AppliedRow::default()) };
+    wire::decode(Kind::Row, &long_rows::join(&key, stored, |part| store.get(part))?)
 }
 
 fn progress_of(applied: &AppliedRow) -> Progress {
@@ -203,7 +210,8 @@ impl Worker {
         }
         applied.time_ms = state.time_ms();
         let mut rows = state.into_rows();
-        rows.push((keys::applied(), Some(wire::encode(Kind::Row, &applied)?)));
+        let applied_rows = long_rows::split(keys::applied(), wire::encode(Kind::Row, &applied)?)?;
+        rows.extend(applied_rows.into_iter().map(|(key, value)| (key, Some(value))));
         self.store.write(&rows)?;
         self.progress.send_replace(progress_of(&applied));
         answers.into_iter().for_each(|(responder, answer)| responder.send(answer));
@@ -294,21 +302,11 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
         // While a copy is out no new snapshot is built: the purge that follows it would overtake the copy, and the
         // follower would need another one without end.
-        (force || self.store.open_views() == 0).then(|| Builder {
-            store: self.store.clone(),
-            jobs: self.jobs.clone(),
-            meta: self.meta(),
-            counters: self.counters.clone(),
-        })
+        (force || self.store.open_views() == 0).then(|| self.builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder {
-            store: self.store.clone(),
-            jobs: self.jobs.clone(),
-            meta: self.meta(),
-            counters: self.counters.clone(),
-        }
+        self.builder()
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Copy) -> Result<(), io::Error> {

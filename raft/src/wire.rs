@@ -30,6 +30,8 @@ pub enum Kind {
     SnapshotHead = 22,
     /// A chunk of rows in a snapshot stream.
     SnapshotChunk = 23,
+    /// The head of a row that lies in parts.
+    LongRow = 24,
 }
 
 /// The version of every form today.
@@ -55,6 +57,11 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, StorageErr
 pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, StorageError> {
     let payload = format::open(kind as u8, VERSION, bytes)?;
     options().deserialize(payload).map_err(|problem| corrupt(kind, &problem))
+}
+
+/// Whether these bytes say that they are of this kind; decoding checks them.
+pub(crate) fn is_kind(kind: Kind, bytes: &[u8]) -> bool {
+    format::kind_of(bytes) == Some(kind as u8)
 }
 
 fn corrupt(kind: Kind, problem: &bincode::Error) -> StorageError {

@@ -18,6 +18,7 @@ use crate::command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refu
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, RepositoryRecord, TagRecord};
+use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
 use crate::types::{Entry, LogId, StoredMembership, TypeConfig, Vote};
 use crate::wire::{self, Kind};
@@ -154,6 +155,7 @@ fn rows_of_state_keep_their_form() {
     };
     golden("row-manifest", Kind::Row, &manifest);
     golden("row-request", Kind::Row, &Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) });
+    golden("row-long", Kind::LongRow, &Head { parts: 163 });
     golden("row-cluster", Kind::Row, &Uuid::from_u128(9));
 }
 

@@ -178,7 +178,6 @@ impl From<ProposeError> for OciError {
         match error {
             ProposeError::NoQuorum => Self::unavailable("no majority of the nodes answers; nothing was changed"),
             ProposeError::OutcomeUnknown => outcome_unknown(),
-            ProposeError::Stopped(_) => stopping(),
         }
     }
 }

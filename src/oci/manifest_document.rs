@@ -83,6 +83,7 @@ impl ManifestDocument {
         let local = layers.iter().filter(|layer| !layer.lies_elsewhere()).map(|layer| layer.digest);
         let blobs = unique(std::iter::once(config.digest).chain(local));
         let artifact_type = fields.text("artifactType")?.or(Some(config.media_type).filter(|kind| !kind.is_empty()));
+        check_length(artifact_type.as_deref())?;
         Ok(Self { media_type, blobs, subject: subject.map(|subject| subject.digest), artifact_type, ..Self::default() })
     }
 
@@ -99,6 +100,7 @@ impl ManifestDocument {
             unique(entries.iter().filter(|entry| entry.is_manifest() == manifests).map(|entry| entry.digest))
         };
         let artifact_type = fields.text("artifactType")?;
+        check_length(artifact_type.as_deref())?;
         Ok(Self {
             media_type,
             blobs: Vec::new(),
@@ -128,6 +130,16 @@ fn check_media_type(text: &str) -> Result<(), Reason> {
     match text.split_once('/') {
         Some((kind, subtype)) if text.len() <= MEDIA_TYPE_MAX && is_token(kind) && is_token(subtype) => Ok(()),
         _ => Err(format!("the media type must be of the form type/subtype and at most {MEDIA_TYPE_MAX} bytes long")),
+    }
+}
+
+/// Artifact types come in odd forms, which are kept; only their length is bounded, since lists of referrers carry them.
+fn check_length(artifact_type: Option<&str>) -> Result<(), Reason> {
+    match artifact_type {
+        Some(text) if text.len() > MEDIA_TYPE_MAX => {
+            Err(format!("the artifact type (or the config's media type) is longer than {MEDIA_TYPE_MAX} bytes"))
+        }
+        _ => Ok(()),
     }
 }
 

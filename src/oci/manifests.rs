@@ -195,7 +195,7 @@ async fn propose(oci: &Oci, mut put: ManifestPut, bytes: &Bytes) -> Result<Answe
             true => Body::Inline(bytes.clone()),
             false => oci.replication.store(bytes.clone(), &put.digest).await?,
         };
-        // A new id each time: state remembers the refusal of the former.
+        // A new id each time, since the command is another one: its holders differ.
         let answer = oci.consensus.propose(Uuid::new_v4(), Command::PutManifest(Box::new(put.clone()))).await?;
         attempts -= 1;
         if answer.result != Err(Refusal::HoldersGone) || attempts == 0 {

@@ -75,7 +75,7 @@ pub(crate) async fn session(
         Some(owner) if owner == replication.node_id() => here(replication, request, &repository, id, payload).await,
         Some(owner) => match forward::forward(replication, request, &repository, id, owner, payload).await? {
             Some(answer) => Ok(answer),
-            None if request.method() == Method::PUT => repeated(replication, request, &repository, id).await,
+            None if request.method() == Method::PUT => repeated(replication, request, &repository).await,
             None => Err(unknown()),
         },
     }
@@ -101,7 +101,7 @@ async fn here(
 ) -> Result<HttpResponse, OciError> {
     let session = match replication.find_session(repository, id) {
         Ok(session) => session,
-        Err(_) if request.method() == Method::PUT => return repeated(replication, request, repository, id).await,
+        Err(_) if request.method() == Method::PUT => return repeated(replication, request, repository).await,
         Err(error) => return Err(refuse(error, None)),
     };
     match *request.method() {
@@ -163,18 +163,16 @@ fn chunk_length(request: &HttpRequest, offset: u64) -> Result<Option<u64>, Uploa
     }
 }
 
-/// A closing request whose session is not there may be the second of its kind: the first one's answer was lost. The
-/// upload's id is the link's request id, so that any node can tell.
+/// A closing request whose session is not there may be the second of its kind: the first one's answer was lost. What it
+/// asked for is true if the repository holds the digest, whoever brought it; any node can tell.
 async fn repeated(
     replication: &Replication,
     request: &HttpRequest,
     repository: &RepositoryName,
-    id: Uuid,
 ) -> Result<HttpResponse, OciError> {
     let digest = closing_digest(request)?;
     replication.consensus().read_barrier().await?;
-    let link = replication.consensus().registry().link(repository, &digest)?;
-    let link = link.filter(|link| link.request_id == id).ok_or_else(unknown)?;
+    let link = replication.consensus().registry().link(repository, &digest)?.ok_or_else(unknown)?;
     Ok(created(repository, &digest, link.revision))
 }
 

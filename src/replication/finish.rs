@@ -125,7 +125,6 @@ impl Turn {
             Ok(Answer { result: Err(refusal), .. }) => Ok(Err(refusal)),
             Err(ProposeError::NoQuorum) => Err(UploadError::NoQuorum),
             Err(ProposeError::OutcomeUnknown) => Err(UploadError::OutcomeUnknown),
-            Err(ProposeError::Stopped(_)) => Err(UploadError::NoQuorum),
         }
     }
 }

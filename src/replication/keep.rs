@@ -16,6 +16,9 @@ use super::writer::{Writer, blocking};
 /// Copies that are fetched at a time, for repair and for clients together.
 const CLAIMS_MAX: usize = 8;
 
+/// How many of them clients may hold, each as long as its download takes: repair must go on beside slow ones.
+const CLIENT_CLAIMS_MAX: usize = 5;
+
 /// Chunks that may wait for the disk, and how long a client waits when there are as many.
 const QUEUED_CHUNKS: usize = 16;
 const SLOW_DISK: Duration = Duration::from_secs(2);
@@ -31,10 +34,14 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// `None` where somebody fetches it already, or too much is being fetched.
+    /// For repair. `None` where somebody fetches it already, or too much is being fetched.
     pub(super) fn claim(&self, digest: Digest) -> Option<Claim> {
+        self.claim_below(CLAIMS_MAX, digest)
+    }
+
+    fn claim_below(&self, limit: usize, digest: Digest) -> Option<Claim> {
         let mut digests = self.0.lock();
-        let free = digests.len() < CLAIMS_MAX && digests.insert(digest);
+        let free = digests.len() < limit && digests.insert(digest);
         free.then(|| Claim { claims: self.clone(), digest })
     }
 }
@@ -54,7 +61,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Begins, unless the blob is being fetched already.
     pub(super) async fn begin(replication: &Replication, digest: Digest, size: u64) -> Option<Self> {
-        let claim = replication.claims().claim(digest)?;
+        let claim = replication.claims().claim_below(CLIENT_CLAIMS_MAX, digest)?;
         let blobs = replication.blobs().clone();
         let staging = match blocking(move || blobs.stage()).await.and_then(|staged| staged) {
             Ok(staging) => staging,

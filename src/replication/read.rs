@@ -59,8 +59,11 @@ impl Replication {
         size: u64,
         range: Range<u64>,
     ) -> Result<BlobStream, ReadBlobError> {
-        if let Some(local) = self.read_local(digest, range.clone()).await? {
-            return Ok(local);
+        match self.read_local(digest, range.clone()).await {
+            Ok(Some(local)) => return Ok(local),
+            Ok(None) => {}
+            // Others have copies: a bad sector here is no reason to fail a pull.
+            Err(error) => tracing::error!(%digest, %error, "this node's copy of a blob cannot be read"),
         }
         self.read_remote(digest, size, range).await
     }

@@ -42,7 +42,7 @@ impl Writer {
         self.queued.push(piece);
         if self.running.as_ref().is_none_or(JoinHandle::is_finished) || self.queued_bytes >= QUEUED_MAX {
             self.join().await?;
-            self.start();
+            self.start()?;
         }
         Ok(())
     }
@@ -54,7 +54,7 @@ impl Writer {
     pub(super) async fn flush(&mut self) -> Result<(), StorageError> {
         self.join().await?;
         if !self.queued.is_empty() {
-            self.start();
+            self.start()?;
             self.join().await?;
         }
         Ok(())
@@ -70,14 +70,13 @@ impl Writer {
         // What failed lies past `length`: the bytes before it were flushed when their request ended.
         let _ = self.join().await;
         let mut staging = self.take()?;
-        let (staging, result) = blocking(move || {
+        // As a running batch, so that the file is not lost when whoever waits for this goes away.
+        self.running = Some(tokio::task::spawn_blocking(move || {
             let result = staging.truncate(length);
             (staging, result)
-        })
-        .await?;
-        self.length = staging.len();
-        self.staging = Some(staging);
-        result
+        }));
+        self.length = length.min(self.length);
+        self.join().await
     }
 
     /// The digest of everything accepted.
@@ -115,14 +114,15 @@ impl Writer {
         result
     }
 
-    fn start(&mut self) {
-        let Some(mut staging) = self.staging.take() else { return };
+    fn start(&mut self) -> Result<(), StorageError> {
+        let mut staging = self.take()?;
         let pieces = std::mem::take(&mut self.queued);
         self.queued_bytes = 0;
         self.running = Some(tokio::task::spawn_blocking(move || {
             let result = pieces.iter().try_for_each(|piece| staging.write(piece));
             (staging, result)
         }));
+        Ok(())
     }
 
     fn take(&mut self) -> Result<Staging, StorageError> {

@@ -45,6 +45,11 @@ pub fn seal(kind: u8, version: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The kind that an envelope says it has; `None` for bytes that are none. Nothing is checked but the beginning.
+pub fn kind_of(bytes: &[u8]) -> Option<u8> {
+    bytes.strip_prefix(&MAGIC)?.first().copied()
+}
+
 /// The payload of an envelope of the expected kind, checked.
 ///
 /// # Errors

@@ -22,11 +22,13 @@ pub enum Keyspace {
     Blob = b'B',
     /// Request ids already answered.
     Request = b'q',
+    /// Parts of rows that are longer than one value.
+    Part = b'p',
 }
 
 impl Keyspace {
     /// All prefixes, for tools that walk the whole state.
-    pub const ALL: [Keyspace; 8] = [
+    pub const ALL: [Keyspace; 9] = [
         Keyspace::Meta,
         Keyspace::Repository,
         Keyspace::Tag,
@@ -35,6 +37,7 @@ impl Keyspace {
         Keyspace::Body,
         Keyspace::Blob,
         Keyspace::Request,
+        Keyspace::Part,
     ];
 
     /// The byte that keys of this space begin with.
@@ -50,6 +53,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbBq");
+        assert_eq!(bytes, b"mrtflbBqp");
     }
 }

@@ -96,3 +96,17 @@ fn a_cluster_without_one_of_its_nodes_is_degraded_and_heals() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_message_for_another_node_is_refused() -> Result<()> {
+    on_cluster(async |cluster| {
+        let node = &cluster.nodes()[0];
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let ping = http.post(format!("{}/peer/v1/raft/ping", node.peer_url)).header("flotilla-to", "0000000000ff");
+        ensure!(
+            ping.send().await?.status() == 421,
+            "an address may have a new owner, who must not answer for the old one"
+        );
+        Ok(())
+    })
+}

@@ -50,6 +50,7 @@ impl PeerClient {
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(Duration::from_secs(30))
             .tcp_nodelay(true)
+            .tcp_keepalive(Duration::from_secs(15))
             .no_proxy()
             .http1_only()
             .build()?;

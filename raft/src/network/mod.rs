@@ -18,9 +18,6 @@ use crate::member::{Member, NodeId, NodeRecord};
 /// The header that names the node that is meant, as 12 hexadecimal digits: an address may have a new owner.
 pub const TO_HEADER: &str = "flotilla-to";
 
-/// The header that names the caller's cluster.
-pub const CLUSTER_HEADER: &str = "flotilla-cluster";
-
 /// Where the calls below are mounted: `POST {PREFIX}/{name of the call}`.
 pub const PREFIX: &str = "/peer/v1/raft";
 

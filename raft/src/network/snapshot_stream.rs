@@ -1,6 +1,7 @@
 //! A snapshot on the wire: one request whose body is frames, each a length (u32, big-endian) and an envelope with a
 //! checksum. First the head, then chunks of rows, at the end an empty chunk.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -8,9 +9,11 @@ use flotilla_storage::{Install, StorageError, View};
 use futures::{Stream, StreamExt};
 use openraft::raft::SnapshotResponse;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::client::failure;
 use super::{CallError, PREFIX, PeerClient, TO_HEADER};
+use crate::log_store::LogStore;
 use crate::member::{NodeId, NodeRecord};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
 use crate::wire::{self, Kind};
@@ -24,8 +27,15 @@ const FRAME_MAX: usize = 4 << 20;
 /// Chunks that are read ahead of the network.
 const AHEAD: usize = 4;
 
-/// How long the whole copy may take; openraft gives it up by itself when it is not needed any more.
+/// How long the whole copy and its installation may take; openraft gives it up by itself when it is not needed any more.
 const COPY_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How long either side waits for the other's next step. One that is cut off without a word must not hold the other:
+/// the follower takes one copy at a time, and the leader builds no new snapshot while a copy is out.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// A copy during which the log grows past this many bytes is given up, since nothing is purged meanwhile.
+const LOG_MAX_BYTES: u64 = 2 << 30;
 
 /// What the follower must know before the rows.
 #[derive(Serialize, Deserialize)]
@@ -36,21 +46,21 @@ pub(super) struct Head {
 
 type Chunk = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Sends the rows of a view to a node, and waits until it has installed them.
+/// Sends the rows of a view to a node, and waits until it has installed them. `log` is watched meanwhile.
 pub(super) async fn send(
     client: &PeerClient,
     record: &NodeRecord,
     to: NodeId,
-    vote: Vote,
-    meta: SnapshotMeta,
+    head: Head,
     view: View,
+    log: LogStore,
 ) -> Result<SnapshotResponse<TypeConfig>, CallError> {
-    let (frames, queue) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let result = produce(&frames, vote, meta, view);
-        if let Err(problem) = result {
+    let (frames, queue) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        if let Err(problem) = produce(&frames, &head, view, &log).await {
             tracing::warn!(error = %problem, "a copy of the state is given up");
-            let _ = frames.blocking_send(Err(problem.into()));
+            // The follower must not take what came for the whole; if it does not listen any more, all the better.
+            let _ = frames.try_send(Err(problem));
         }
     });
     let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(queue));
@@ -72,18 +82,35 @@ pub(super) async fn send(
     wire::decode(Kind::Response, &bytes).map_err(|problem| CallError::Unreadable(problem.to_string()))
 }
 
-fn produce(
-    frames: &tokio::sync::mpsc::Sender<Result<Bytes, std::io::Error>>,
-    vote: Vote,
-    meta: SnapshotMeta,
-    mut view: View,
-) -> Result<(), StorageError> {
-    let send = |envelope: Vec<u8>| frames.blocking_send(Ok(framed(&envelope))).map_err(|_| StorageError::Closed);
-    send(wire::encode(Kind::SnapshotHead, &Head { vote, meta })?)?;
-    while let Some(rows) = view.next_chunk(CHUNK_BYTES)? {
-        send(wire::encode(Kind::SnapshotChunk, &rows)?)?;
+type FrameSender = mpsc::Sender<Result<Bytes, io::Error>>;
+
+/// Reads the view to its end. It is closed when this returns, whatever the follower does.
+async fn produce(frames: &FrameSender, head: &Head, view: View, log: &LogStore) -> Result<(), io::Error> {
+    put(frames, &wire::encode(Kind::SnapshotHead, head)?).await?;
+    let mut view = view;
+    loop {
+        if log.size_bytes() > LOG_MAX_BYTES {
+            return Err(io::Error::other("the log has grown too much meanwhile"));
+        }
+        let read = move || {
+            let rows: Chunk = view.next_chunk(CHUNK_BYTES)?.unwrap_or_default();
+            Ok::<_, StorageError>((wire::encode(Kind::SnapshotChunk, &rows)?, rows.is_empty(), view))
+        };
+        let (frame, is_end, same) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        put(frames, &frame).await?;
+        if is_end {
+            return Ok(());
+        }
+        view = same;
     }
-    send(wire::encode(Kind::SnapshotChunk, &Chunk::new())?)
+}
+
+async fn put(frames: &FrameSender, envelope: &[u8]) -> Result<(), io::Error> {
+    match tokio::time::timeout(STEP_LIMIT, frames.send(Ok(framed(envelope)))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(io::Error::other("the follower takes no more of it")),
+        Err(_) => Err(io::Error::other("the follower does not go on")),
+    }
 }
 
 fn framed(envelope: &[u8]) -> Bytes {
@@ -113,9 +140,10 @@ impl<S: Stream<Item = Result<Bytes, String>> + Unpin> Frames<S> {
                     return Ok(self.buffer.split_to(length).freeze());
                 }
             }
-            match self.body.next().await {
-                Some(piece) => self.buffer.extend_from_slice(&piece?),
-                None => return Err("the snapshot breaks off".into()),
+            match tokio::time::timeout(STEP_LIMIT, self.body.next()).await {
+                Ok(Some(piece)) => self.buffer.extend_from_slice(&piece?),
+                Ok(None) => return Err("the snapshot breaks off".into()),
+                Err(_) => return Err("the snapshot does not go on".into()),
             }
         }
     }

@@ -11,7 +11,9 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Call, CallError, PeerClient, snapshot_stream};
+use super::snapshot_stream::{self, Head};
+use super::{Call, CallError, PeerClient};
+use crate::log_store::LogStore;
 use crate::member::{NodeId, NodeRecord};
 use crate::snapshot::{Copy, Snapshot};
 use crate::types::{TypeConfig, Vote};
@@ -29,12 +31,14 @@ const RETRY_EACH: Duration = Duration::from_millis(200);
 /// Makes connections for openraft.
 pub(crate) struct Network {
     pub(crate) client: PeerClient,
+    pub(crate) log: LogStore,
     pub(crate) counters: std::sync::Arc<crate::state_store::Counters>,
 }
 
 /// The way to one node.
 pub(crate) struct Connection {
     client: PeerClient,
+    log: LogStore,
     counters: std::sync::Arc<crate::state_store::Counters>,
     target: NodeId,
     record: NodeRecord,
@@ -44,7 +48,13 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: NodeId, node: &NodeRecord) -> Connection {
-        Connection { client: self.client.clone(), counters: self.counters.clone(), target, record: node.clone() }
+        Connection {
+            client: self.client.clone(),
+            log: self.log.clone(),
+            counters: self.counters.clone(),
+            target,
+            record: node.clone(),
+        }
     }
 }
 
@@ -116,7 +126,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         tracing::info!(node_id = format!("{:012x}", self.target), "sending a snapshot");
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = snapshot_stream::send(&self.client, &self.record, self.target, vote, snapshot.meta, view) => {
+            sent = snapshot_stream::send(&self.client, &self.record, self.target, Head { vote, meta: snapshot.meta }, view, self.log.clone()) => {
                 let response = sent.map_err(|problem| StreamingError::from(rpc_error(problem)))?;
                 self.counters.sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 Ok(response)

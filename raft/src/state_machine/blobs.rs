@@ -104,7 +104,7 @@ pub(super) fn keep_body(
     Ok(blob)
 }
 
-/// Puts a link; says whether the repository did not have the blob before.
+/// Puts a link, unless there is one: its revision is that at which the blob came. Says whether there was none.
 fn put_link(
     state: &mut State<'_>,
     repository: &RepositoryName,
@@ -112,10 +112,10 @@ fn put_link(
     record: LinkRecord,
 ) -> Result<bool, StorageError> {
     let key = keys::link(repository, digest);
-    let is_new = !state.exists(&key)?;
-    state.put(key, &record)?;
-    if is_new {
-        state.count(repository, 1, 0)?;
+    if state.exists(&key)? {
+        return Ok(false);
     }
-    Ok(is_new)
+    state.put(key, &record)?;
+    state.count(repository, 1, 0)?;
+    Ok(true)
 }

@@ -10,7 +10,11 @@ use crate::names::{RepositoryName, Tag};
 /// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const BODY_PART: usize = 4000;
 
+/// The largest value, or part of one, in bytes, for the same reason.
+pub(crate) const ROW_PART: usize = 4000;
+
 /// The most rows that one body takes.
+#[cfg(test)]
 pub(crate) const BODY_PARTS_MAX: usize = crate::command::INLINE_BODY_MAX as usize / BODY_PART + 1;
 
 fn key(space: Keyspace, parts: &[&[u8]]) -> Vec<u8> {
@@ -65,6 +69,7 @@ pub(crate) fn blob(digest: &Digest) -> Vec<u8> {
 }
 
 /// The prefix of a body's parts.
+#[cfg(test)]
 pub(crate) fn body(digest: &Digest) -> Vec<u8> {
     key(Keyspace::Body, &[&digest.to_key()])
 }
@@ -78,7 +83,12 @@ pub(crate) fn request(base_index: u64, id: &Uuid) -> Vec<u8> {
     key(Keyspace::Request, &[&base_index.to_be_bytes(), id.as_bytes()])
 }
 
-/// The base index in the key of a remembered request.
-pub(crate) fn request_base(key: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
+/// Before the remembered requests with this base index, and after those with a lower one.
+pub(crate) fn requests_from(base_index: u64) -> Vec<u8> {
+    key(Keyspace::Request, &[&base_index.to_be_bytes()])
+}
+
+/// The prefix of all remembered requests.
+pub(crate) fn requests() -> Vec<u8> {
+    key(Keyspace::Request, &[])
 }

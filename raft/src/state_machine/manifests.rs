@@ -1,5 +1,7 @@
 //! Manifests in repositories: put with tags, delete with tags.
 
+use std::collections::BTreeSet;
+
 use flotilla_storage::{Digest, StorageError};
 
 use super::blobs::{holders_remain, keep_body};
@@ -20,14 +22,14 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut, actor: &str) -> Appl
     }
     let mut blob = keep_body(state, &put.digest, put.size, &put.body)?;
     let key = keys::manifest(&put.repository, &put.digest);
-    let former: Option<ManifestRecord> = state.get(&key)?;
-    if former.is_none() {
+    // What a digest names never changes, not even its media type: a look-up by digest trusts what it finds. Whoever
+    // pushed under a wrong type deletes the manifest first.
+    if !state.exists(&key)? {
         blob.manifests += 1;
         state.count(&put.repository, 0, 1)?;
+        state.put(key, &record(put, state.index()))?;
     }
     state.put(keys::blob(&put.digest), &blob)?;
-    let revision = former.map_or(state.index(), |former| former.revision);
-    state.put(key, &record(put, revision))?;
     for tag in &put.tags {
         tags::put(state, &put.repository, tag, &put.digest, actor)?;
     }
@@ -45,7 +47,7 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
             state.delete(tag);
         }
     }
-    state.delete(key);
+    state.delete_long(key)?;
     state.count(repository, 0, -1)?;
     if let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))? {
         blob.manifests = blob.manifests.saturating_sub(1);
@@ -57,24 +59,23 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
 fn missing_content(state: &State<'_>, put: &ManifestPut) -> Result<Vec<Digest>, StorageError> {
     let blob = |digest: &Digest| state.exists(&keys::link(&put.repository, digest));
     let manifest = |digest: &Digest| state.exists(&keys::manifest(&put.repository, digest));
-    let mut missing = Vec::new();
+    let mut missing = BTreeSet::new();
     for digest in &put.blobs {
         if !blob(digest)? {
-            missing.push(*digest);
+            missing.insert(*digest);
         }
     }
     for digest in &put.manifests {
         if !manifest(digest)? {
-            missing.push(*digest);
+            missing.insert(*digest);
         }
     }
     for digest in &put.either {
         if !blob(digest)? && !manifest(digest)? {
-            missing.push(*digest);
+            missing.insert(*digest);
         }
     }
-    missing.dedup();
-    Ok(missing)
+    Ok(missing.into_iter().collect())
 }
 
 fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {

@@ -7,6 +7,7 @@
 
 mod blobs;
 pub(crate) mod keys;
+pub(crate) mod long_rows;
 mod manifests;
 mod requests;
 mod state;

@@ -35,7 +35,7 @@ pub(super) fn remember(state: &mut State<'_>, proposal: &Proposal, answer: &Answ
 }
 
 fn forget(state: &mut State<'_>, floor: u64) -> Result<(), StorageError> {
-    for key in state.first_requests_below(floor)? {
+    for key in state.requests_below(floor)? {
         state.delete(key);
     }
     state.put(keys::request_floor(), &floor)

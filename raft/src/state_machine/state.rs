@@ -1,20 +1,18 @@
 //! The state as a command sees it: the stored rows under the writes of this chunk so far.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_storage::{Keyspace, PresentRows, Rows, StorageError};
+use flotilla_storage::{PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::keys;
+use super::{keys, long_rows};
 use crate::command::Refusal;
 use crate::member::NodeId;
 use crate::names::RepositoryName;
 use crate::registry::RepositoryRecord;
 use crate::wire::{self, Kind};
-
-/// The most remembered requests that one entry forgets, so that no entry takes long.
-const FORGET_MAX: usize = 1024;
 
 /// Where the stored rows come from.
 pub(crate) trait Reader {
@@ -74,27 +72,41 @@ impl<'a> State<'a> {
     }
 
     pub(super) fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StorageError> {
+        let Some(stored) = self.stored(key)? else { return Ok(None) };
+        let whole = long_rows::join(key, stored, |part| Ok(self.stored(part)?.map(Cow::into_owned)))?;
+        wire::decode(Kind::Row, &whole).map(Some)
+    }
+
+    fn stored(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>, StorageError> {
         match self.writes.get(key) {
-            Some(value) => value.as_deref().map(|bytes| wire::decode(Kind::Row, bytes)).transpose(),
-            None => self.reader.get(key)?.map(|bytes| wire::decode(Kind::Row, &bytes)).transpose(),
+            Some(value) => Ok(value.as_deref().map(Cow::Borrowed)),
+            None => Ok(self.reader.get(key)?.map(Cow::Owned)),
         }
     }
 
-    /// All rows with the prefix, writes of this chunk included, in key order.
+    /// All rows with the prefix, in key order.
     pub(super) fn scan(&self, prefix: &[u8]) -> Result<PresentRows, StorageError> {
+        self.scan_until(prefix, None)
+    }
+
+    /// All rows with the prefix and, where there is one, before the key `end`: writes of this chunk included, so that
+    /// what is found does not depend on where chunks begin.
+    fn scan_until(&self, prefix: &[u8], end: Option<&[u8]>) -> Result<PresentRows, StorageError> {
         const PAGE: usize = 1000;
+        let is_before_end = |key: &[u8]| end.is_none_or(|end| key < end);
         let mut rows = BTreeMap::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = self.reader.scan(prefix, after.as_deref(), PAGE)?;
-            let last_page = page.len() < PAGE;
+            let last_page = page.len() < PAGE || page.last().is_some_and(|(key, _)| !is_before_end(key));
             after = page.last().map(|(key, _)| key.clone());
-            rows.extend(page);
+            rows.extend(page.into_iter().filter(|(key, _)| is_before_end(key)));
             if last_page {
                 break;
             }
         }
-        for (key, value) in self.writes.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
+        let written = self.writes.range(prefix.to_vec()..);
+        for (key, value) in written.take_while(|(key, _)| key.starts_with(prefix) && is_before_end(key)) {
             match value {
                 Some(value) => rows.insert(key.clone(), value.clone()),
                 None => rows.remove(key),
@@ -104,8 +116,8 @@ impl<'a> State<'a> {
     }
 
     pub(super) fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) -> Result<(), StorageError> {
-        let bytes = wire::encode(Kind::Row, value)?;
-        self.writes.insert(key, Some(bytes));
+        let rows = long_rows::split(key, wire::encode(Kind::Row, value)?)?;
+        self.writes.extend(rows.into_iter().map(|(key, value)| (key, Some(value))));
         Ok(())
     }
 
@@ -117,16 +129,21 @@ impl<'a> State<'a> {
         self.writes.insert(key, None);
     }
 
-    /// The keys of remembered requests with a base index below the floor, at most [`FORGET_MAX`] of them.
-    ///
-    /// Those written in this chunk are not looked at: none of them is that old.
-    pub(super) fn first_requests_below(&self, floor: u64) -> Result<Vec<Vec<u8>>, StorageError> {
-        let rows = self.reader.scan(&[Keyspace::Request.prefix()], None, FORGET_MAX)?;
-        let old = rows
-            .into_iter()
-            .map(|(key, _)| key)
-            .take_while(|key| keys::request_base(key).is_some_and(|base| base < floor));
-        Ok(old.filter(|key| !self.writes.contains_key(key)).collect())
+    /// Deletes a row that may be a long one, with its parts.
+    pub(super) fn delete_long(&mut self, key: Vec<u8>) -> Result<(), StorageError> {
+        let parts = match self.stored(&key)? {
+            Some(stored) => long_rows::part_keys(&key, &stored)?,
+            None => Vec::new(),
+        };
+        parts.into_iter().for_each(|part| self.delete(part));
+        self.delete(key);
+        Ok(())
+    }
+
+    /// The keys of remembered requests with a base index below the floor.
+    pub(super) fn requests_below(&self, floor: u64) -> Result<Vec<Vec<u8>>, StorageError> {
+        let rows = self.scan_until(&keys::requests(), Some(&keys::requests_from(floor)))?;
+        Ok(rows.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Changes how much a repository holds; its row goes when nothing is left.

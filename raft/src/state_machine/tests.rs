@@ -51,6 +51,7 @@ impl Memory {
         (self.index, self.time_ms) = (index, time_ms);
         for (key, value) in rows {
             match value {
+                Some(value) if value.len() > 4096 => panic!("the store takes no value of {} bytes", value.len()),
                 Some(value) => self.rows.insert(key, value),
                 None => self.rows.remove(&key),
             };
@@ -317,4 +318,55 @@ fn a_manifest_record_keeps_what_was_parsed() {
     assert_eq!((record.blobs, record.inline, record.revision), (vec![digest("layer")], true, 2));
     let blob: BlobRecord = memory.row(&keys::blob(&digest("image"))).expect("a blob");
     assert_eq!(blob, BlobRecord { size: 5, inline: true, file: false, links: 0, manifests: 1 });
+}
+
+#[test]
+fn a_manifest_that_names_thousands_of_digests_fits_into_rows_and_leaves_none_behind() {
+    let mut memory = Memory::default();
+    let empty = memory.one(command("put r child - -"));
+    assert!(empty.result.is_ok());
+    let repository: crate::RepositoryName = "r".parse().expect("a name");
+    let Command::PutManifest(mut put) = command("put r index v1 -") else { panic!("a manifest") };
+    for number in 0..10_000 {
+        let layer = digest(&format!("layer {number}"));
+        memory.one(Command::LinkBlob { repository: repository.clone(), digest: layer, size: 1, body: body("x") });
+        put.blobs.push(layer);
+    }
+    let before: BTreeSet<_> = memory.rows.keys().filter(|key| key[0] != b'q').cloned().collect();
+    assert!(memory.one(Command::PutManifest(put.clone())).result.is_ok());
+    assert!(memory.rows.values().all(|value| value.len() <= keys::ROW_PART), "sled keeps no longer value in its pages");
+    let key = keys::manifest(&repository, &put.digest);
+    let head = memory.rows[&key].clone();
+    let whole = super::long_rows::join(&key, head, |part| memory.get(part)).expect("all parts");
+    let record: ManifestRecord = wire::decode(Kind::Row, &whole).expect("a sound row");
+    assert_eq!(record.blobs, put.blobs);
+    // Put again and deleted: the parts go with the head.
+    assert!(memory.one(Command::PutManifest(put.clone())).result.is_ok());
+    assert!(memory.one(Command::DeleteManifest { repository, digest: put.digest }).result.is_ok());
+    let after: BTreeSet<_> = memory.rows.keys().filter(|key| key[0] != b'q').cloned().collect();
+    let left: Vec<_> = after.difference(&before).map(|key| key[0]).collect();
+    assert!(left.iter().all(|space| matches!(space, b'B' | b'b')), "only the body waits for collection: {left:?}");
+}
+
+#[test]
+fn the_rows_do_not_depend_on_where_chunks_begin() {
+    let start = super::requests::WINDOW - 100;
+    let proposals: Vec<_> = (0..2000u64)
+        .map(|number| Proposal {
+            request_id: Uuid::from_u128(number.into()),
+            // A burst under one base index, as from a node that was a little behind.
+            base_index: if number < 1500 { 3 } else { start + number - 1 },
+            time_ms: number,
+            actor: String::new(),
+            command: command(&format!("put r manifest{} t{} -", number % 40, number % 7)),
+        })
+        .collect();
+    let rows = |chunk: usize| {
+        let mut memory = Memory { index: start, ..Memory::default() };
+        let answers: Vec<_> = proposals.chunks(chunk).flat_map(|chunk| memory.apply(chunk)).collect();
+        (answers, memory.rows)
+    };
+    let (one, many) = (rows(1), rows(256));
+    assert_eq!(one.0, many.0);
+    assert!(one.1 == many.1, "{} and {} rows", one.1.len(), many.1.len());
 }
