@@ -471,3 +471,19 @@ async fn found_by_sha512(cluster: &Cluster, repository: &str, pushed: &BySha512)
     }
     Ok(())
 }
+
+#[test]
+fn a_manifest_of_two_hundred_layers_is_taken_and_an_endless_artifact_type_refused() -> Result<()> {
+    on_cluster(async |cluster| {
+        let (repository, client) = ("many/layers", &each(cluster)[2]);
+        let layers: Vec<Bytes> = (0..200).map(|number| Bytes::from(format!("layer {number}"))).collect();
+        let image = Image::of(Bytes::from("{}"), layers);
+        client.push(repository, "v1", &image, Way::Put).await?;
+        manifest_everywhere(cluster, repository, &["v1", &image.digest], &image.manifest, OCI_MANIFEST).await?;
+        let endless = json!({"schemaVersion": 2, "manifests": [], "artifactType": "x".repeat(5000)}).to_string();
+        let put = client.put_manifest(repository, "endless", OCI_INDEX, endless.into()).await?;
+        is_error(&put, &[400], &["MANIFEST_INVALID"])?;
+        client.delete(&format!("/v2/{repository}/manifests/{}", image.digest)).await?.expect(&[202])?;
+        manifest_nowhere(cluster, repository, "v1").await
+    })
+}
