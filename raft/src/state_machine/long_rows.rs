@@ -3,7 +3,7 @@
 //! A manifest may name thousands of digests. What apply must write has no upper bound that it could refuse, since
 //! the entry is committed by then: so every row has a form in which it fits.
 
-use flotilla_storage::{Keyspace, StorageError};
+use flotilla_storage::{Keyspace, PresentRows, StorageError};
 use serde::{Deserialize, Serialize};
 
 use super::keys::ROW_PART;
@@ -21,7 +21,7 @@ fn part_key(key: &[u8], part: u32) -> Vec<u8> {
 }
 
 /// The rows to write for a value: itself where it fits, else its head and parts.
-pub(crate) fn split(key: Vec<u8>, value: Vec<u8>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+pub(crate) fn split(key: Vec<u8>, value: Vec<u8>) -> Result<PresentRows, StorageError> {
     if value.len() <= ROW_PART {
         return Ok(vec![(key, value)]);
     }
