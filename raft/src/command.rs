@@ -103,6 +103,18 @@ impl Command {
             Self::UnlinkBlob { .. } => "unlink-blob",
         }
     }
+
+    /// How many bytes of a body travel in it.
+    pub(crate) fn body_bytes(&self) -> usize {
+        match self {
+            Self::LinkBlob { body: Body::Inline(bytes), .. } => bytes.len(),
+            Self::PutManifest(put) => match &put.body {
+                Body::Inline(bytes) => bytes.len(),
+                Body::File { .. } => 0,
+            },
+            _ => 0,
+        }
+    }
 }
 
 /// Where the bytes of a blob or manifest are.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub use crate::state_store::AppliedBlob;
 
 use crate::command::{Answer, Command, Proposal};
+use crate::forwarding::Forwarding;
 use crate::liveness::Liveness;
 use crate::log_store::LogStore;
 use crate::member::{Member, NodeId, NodeRecord};
@@ -138,9 +139,17 @@ struct Inner {
     watches: Watches,
     liveness: Liveness,
     client: PeerClient,
-    read_gate: RwLock<Option<ReadGate>>,
+    /// Gone once this node is stopping.
+    queues: RwLock<Option<Queues>>,
     receiving: Mutex<()>,
     blobs: [AtomicU64; 2],
+}
+
+/// Where requests wait for one that carries them all to the leader.
+#[derive(Clone)]
+struct Queues {
+    reads: ReadGate,
+    proposals: Forwarding,
 }
 
 impl Consensus {
@@ -174,24 +183,38 @@ impl Consensus {
             watches,
             liveness,
             client,
-            read_gate: RwLock::new(None),
+            queues: RwLock::new(None),
             receiving: Mutex::new(()),
             blobs: Default::default(),
         };
         let consensus = Self { inner: Arc::new(inner) };
-        let asking = Arc::downgrade(&consensus.inner);
-        let gate = ReadGate::start(move || {
-            let asking = asking.upgrade();
+        *consensus.inner.queues.write() = Some(consensus.queues());
+        tokio::spawn(consensus.clone().snapshot_by_size());
+        Ok(consensus)
+    }
+
+    /// The queues' tasks end with them; a reference to this would keep both alive for ever.
+    fn queues(&self) -> Queues {
+        let (reading, proposing) = (Arc::downgrade(&self.inner), Arc::downgrade(&self.inner));
+        let reads = ReadGate::start(move || {
+            let reading = reading.upgrade();
             async move {
-                match asking {
+                match reading {
                     Some(inner) => Self { inner }.read_index().await,
                     None => Err(ReadError::Stopped),
                 }
             }
         });
-        *consensus.inner.read_gate.write() = Some(gate);
-        tokio::spawn(consensus.clone().snapshot_by_size());
-        Ok(consensus)
+        let proposals = Forwarding::start(move |proposals| {
+            let proposing = proposing.upgrade();
+            async move {
+                match proposing {
+                    Some(inner) => Self { inner }.forward(proposals).await,
+                    None => Err(CallError::Unreachable("this node is stopping".into())),
+                }
+            }
+        });
+        Queues { reads, proposals }
     }
 
     /// This node's id.
@@ -364,8 +387,9 @@ impl Consensus {
                 ProposeReply::NotLeader(_) | ProposeReply::Unknown => None,
             };
         }
+        let proposals = self.inner.queues.read().clone()?.proposals;
         let was_sent = std::mem::replace(sent, true);
-        match self.ask_leader(leader, Call::Propose, proposal.as_ref()).await {
+        match proposals.submit(proposal.clone()).await {
             Ok(ProposeReply::Answered(answer)) => Some(answer),
             Ok(ProposeReply::NotLeader(_) | ProposeReply::Unknown)
             | Err(CallError::NoAnswer(_) | CallError::Unreadable(_)) => None,
@@ -374,6 +398,14 @@ impl Consensus {
                 None
             }
         }
+    }
+
+    /// Takes proposals to the leader, if another node is; as many replies come back, in the same order.
+    async fn forward(&self, proposals: Vec<Arc<Proposal>>) -> Result<Vec<ProposeReply>, CallError> {
+        let leader = self.leader().filter(|leader| *leader != self.node_id());
+        let leader = leader.ok_or_else(|| CallError::Unreachable("no other node leads".into()))?;
+        let proposals: Vec<&Proposal> = proposals.iter().map(Arc::as_ref).collect();
+        self.ask_leader(leader, Call::Propose, &proposals).await
     }
 
     /// A call to the leader, given up when it is not reachable any more or another one leads.
@@ -461,7 +493,7 @@ impl Consensus {
         if !self.quorum_reachable() {
             return Err(ReadError::NoQuorum);
         }
-        let gate = self.inner.read_gate.read().clone().ok_or(ReadError::Stopped)?;
+        let gate = self.inner.queues.read().clone().ok_or(ReadError::Stopped)?.reads;
         let barrier = async {
             let index = gate.index().await?;
             if self.wait_applied(index, ELECTION_LIMIT).await { Ok(()) } else { Err(ReadError::NoQuorum) }
@@ -515,7 +547,7 @@ impl Consensus {
 impl Consensus {
     /// Ends the Raft group's work on this node.
     pub async fn shutdown(&self) {
-        *self.inner.read_gate.write() = None;
+        *self.inner.queues.write() = None;
         if let Err(problem) = self.inner.raft.shutdown().await {
             tracing::warn!(error = %problem, "raft did not end in order");
         }

@@ -14,6 +14,7 @@ pub mod command;
 pub mod consensus;
 #[cfg(test)]
 mod consensus_tests;
+mod forwarding;
 mod liveness;
 mod log_store;
 mod member;

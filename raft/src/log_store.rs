@@ -16,7 +16,6 @@ use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::command::{Body, Command};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use crate::wire::{self, Kind};
 
@@ -315,16 +314,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 /// What an entry's body takes in memory beside its encoding.
 fn body_bytes(entry: &Entry) -> usize {
-    let body = match &entry.payload {
-        EntryPayload::Normal(proposal) => match &proposal.command {
-            Command::LinkBlob { body, .. } => Some(body),
-            Command::PutManifest(put) => Some(&put.body),
-            _ => None,
-        },
-        _ => None,
-    };
-    match body {
-        Some(Body::Inline(bytes)) => bytes.len(),
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.command.body_bytes().max(256),
         _ => 256,
     }
 }

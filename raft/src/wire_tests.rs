@@ -174,10 +174,10 @@ fn calls_of_the_peer_port_keep_their_form() {
     );
     golden("call-vote", Kind::Request, &VoteRequest::<TypeConfig>::new(Vote::new(4, 0xabc), Some(log_id(5))));
     for (name, command) in commands().into_iter().take(1) {
-        golden(&format!("call-propose-{name}"), Kind::Request, &proposal(command));
+        golden(&format!("call-propose-{name}"), Kind::Request, &vec![proposal(command)]);
     }
     let refused = Answer { revision: 4, result: Err(Refusal::ContentMissing(vec![digest("layer")])) };
-    golden("reply-propose", Kind::Response, &ProposeReply::Answered(refused));
+    golden("reply-propose", Kind::Response, &vec![ProposeReply::Answered(refused)]);
     golden("reply-read-index", Kind::Response, &ReadIndexReply::Index(12));
     golden(
         "reply-ping",

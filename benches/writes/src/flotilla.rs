@@ -280,7 +280,8 @@ impl Client for FlotillaClient {
             actor: String::new(),
             command: Command::PutManifest(Box::new(put)),
         };
-        let reply = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &proposal, CALL_WITHIN).await?;
+        let call = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &[proposal], CALL_WITHIN);
+        let [reply] = <[ProposeReply; 1]>::try_from(call.await?).map_err(|_| anyhow!("not one reply to one proposal"))?;
         match reply {
             ProposeReply::Answered(Answer { revision, result: Ok(_) }) => {
                 self.applied = self.applied.max(revision);

@@ -32,7 +32,7 @@ pub enum Call {
     PreVote,
     /// openraft's TransferLeader.
     Transfer,
-    /// A proposal from a node that does not lead.
+    /// Proposals from a node that does not lead: as many replies come back, in the same order.
     Propose,
     /// The leader's read index.
     ReadIndex,
@@ -82,7 +82,7 @@ impl Call {
     }
 }
 
-/// What became of a forwarded proposal: the answer to [`Call::Propose`].
+/// What became of a forwarded proposal: [`Call::Propose`] is answered with one for each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ProposeReply {
     /// It was applied.

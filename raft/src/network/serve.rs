@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use futures::future::join_all;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -81,7 +82,10 @@ impl Consensus {
                     &raft.handle_transfer_leader(TransferLeaderRequest::new(from, to, last)).await.map_err(stopped)?,
                 )
             }
-            Call::Propose => written::<ProposeReply>(&self.propose_here(read::<Proposal>(body)?).await),
+            Call::Propose => {
+                let proposals: Vec<Proposal> = read(body)?;
+                written::<Vec<ProposeReply>>(&join_all(proposals.into_iter().map(|one| self.propose_here(one))).await)
+            }
             Call::ReadIndex => written::<ReadIndexReply>(&self.read_index_here().await),
             Call::Ping => written(&self.pong()),
             Call::WaitApplied => {
