@@ -111,7 +111,7 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 }
 
 /// Logs a request, and counts it as long as its answer is on the way.
-async fn accompany(
+pub(crate) async fn accompany(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<Accompanied>, Error> {
@@ -127,7 +127,7 @@ async fn accompany(
 }
 
 /// An answer's body, and what must live until it is sent.
-struct Accompanied {
+pub(crate) struct Accompanied {
     body: BoxBody,
     _in_flight: Option<InFlight>,
     _unread: Option<UnreadBody>,

@@ -5,6 +5,7 @@ mod cluster;
 mod config;
 mod http;
 mod identity;
+mod memory;
 mod node;
 mod oci;
 mod replication;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, dev::ServerHandle, web};
 use anyhow::Context as _;
 use flotilla_raft::{Consensus, NodeId, NodeRecord, Options};
@@ -105,6 +106,7 @@ fn serve_peers(
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
     let app = move || {
         App::new()
+            .wrap(from_fn(http::accompany))
             .app_data(consensus.clone())
             .app_data(replication.clone())
             .configure(peer::configure)

@@ -44,6 +44,9 @@ const APPLIED_EVERYWHERE_LIMIT: Duration = Duration::from_secs(2);
 /// A snapshot is built when this many bytes of log came since the last one, whatever their number.
 const SNAPSHOT_EACH_BYTES: u64 = 64 << 20;
 
+/// Messages that may wait for openraft's core.
+const CHANNEL_SIZE: u64 = 8192;
+
 /// How the Raft group of this node runs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -596,6 +599,9 @@ fn config(options: &Options) -> Config {
         // another entry an index that its followers have, and nobody would notice.
         enable_leader_restore: Some(false),
         quorum_loss_probe_interval: Some(2000),
+        // openraft sets the room for all of it aside at the start: 30 MiB by its own default.
+        api_channel_size: Some(CHANNEL_SIZE),
+        notification_channel_size: Some(CHANNEL_SIZE),
         ..Config::default()
     }
 }

@@ -114,13 +114,7 @@ mod tests {
 
     fn proposal(number: u64) -> Arc<Proposal> {
         let command = Command::Found { cluster_id: Uuid::nil() };
-        Arc::new(Proposal {
-            request_id: Uuid::nil(),
-            base_index: number,
-            time_ms: 0,
-            actor: String::new(),
-            command,
-        })
+        Arc::new(Proposal { request_id: Uuid::nil(), base_index: number, time_ms: 0, actor: String::new(), command })
     }
 
     fn replies(proposals: &[Arc<Proposal>]) -> Vec<ProposeReply> {

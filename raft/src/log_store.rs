@@ -280,20 +280,27 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             decoded.into_iter().for_each(|(entry, size)| recent.push(entry, size));
         }
         let recent = self.recent.clone();
-        self.store.append(
-            encoded,
-            Box::new(move |result| {
-                if result.is_ok() {
-                    let mut recent = recent.lock();
-                    // A truncation that was asked for meanwhile comes after this write in the queue and has
-                    // already lowered the mark: never raise it above the newest entry that is left.
-                    let newest = recent.entries.back().map_or(0, |(entry, _)| entry.log_id.index);
-                    recent.flushed = recent.flushed.max(last.min(newest));
-                }
-                callback.io_completed(result.map_err(io::Error::from));
-            }),
-        );
-        Ok(())
+        let done: Done = Box::new(move |result| {
+            if result.is_ok() {
+                let mut recent = recent.lock();
+                // A truncation that was asked for meanwhile comes after this write in the queue and has
+                // already lowered the mark: never raise it above the newest entry that is left.
+                let newest = recent.entries.back().map_or(0, |(entry, _)| entry.log_id.index);
+                recent.flushed = recent.flushed.max(last.min(newest));
+            }
+            callback.io_completed(result.map_err(io::Error::from));
+        });
+        if !self.store.is_full() {
+            self.store.append(encoded, done);
+            return Ok(());
+        }
+        // It would park the worker on which openraft's core runs.
+        let store = self.store.clone();
+        blocking(move || {
+            store.append(encoded, done);
+            Ok(())
+        })
+        .await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

@@ -88,6 +88,12 @@ impl OciError {
             .header(RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
+    /// 429: what is set aside for such requests is in use.
+    pub(crate) fn busy(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, message)
+            .header(RETRY_AFTER, HeaderValue::from_static("5"))
+    }
+
     /// 500: a mistake of ours, which the log explains and the client does not see.
     pub(crate) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "internal error; the node's log says more")

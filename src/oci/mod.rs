@@ -18,6 +18,7 @@ use flotilla_raft::{Consensus, ReadError};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::memory::Budget;
 use crate::replication::Replication;
 
 pub(crate) use blobs::{delete as delete_blob, get as get_blob, mount as mount_blob};
@@ -38,6 +39,9 @@ pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("do
 pub(crate) const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
 
+/// What the bodies of requests that are read into memory may take together, in bytes.
+const BODIES_MAX: usize = 64 << 20;
+
 /// What the handlers share, once for all workers.
 pub(crate) struct Oci {
     /// Agreement and the applied state.
@@ -47,12 +51,13 @@ pub(crate) struct Oci {
     /// The node's settings.
     pub(crate) config: Arc<Config>,
     hot: content::HotBodies,
+    bodies: Budget,
 }
 
 impl Oci {
     /// Nothing is cached yet.
     pub(crate) fn new(consensus: Consensus, replication: Replication, config: Arc<Config>) -> Self {
-        Self { consensus, replication, config, hot: content::HotBodies::new() }
+        Self { consensus, replication, config, hot: content::HotBodies::new(), bodies: Budget::new(BODIES_MAX) }
     }
 
     /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.

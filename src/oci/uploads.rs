@@ -6,7 +6,7 @@
 mod content_range;
 mod forward;
 
-use actix_web::http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, HeaderValue, LOCATION, RANGE};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use flotilla_raft::RepositoryName;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::error::{Code, OciError};
 use super::extract::{header, query, query_all};
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, checked, decimal};
-use crate::replication::{BodyError, Replication, Session, Turn, UploadError};
+use crate::replication::{BodyError, OneRequest, Replication, Session, Turn, UploadError};
 use content_range::ChunkRange;
 
 /// The session's id, for clients that do not take it from the `Location`.
@@ -44,13 +44,11 @@ pub(crate) async fn start(
     if !replication.quorum_reachable() {
         return Err(OciError::unavailable("no majority of the nodes answers; no upload can be finished now"));
     }
-    let Some(digest) = digest else {
-        let session = replication.open_session(&repository).map_err(|error| refuse(error, None))?;
-        return Ok(progress(StatusCode::ACCEPTED, &session));
-    };
-    let session = replication.unlisted_session(&repository);
+    let session = replication.open_session(&repository).map_err(|error| refuse(error, None))?;
+    let Some(digest) = digest else { return Ok(progress(StatusCode::ACCEPTED, &session)) };
+    let session = OneRequest(session);
     let uploaded = async {
-        let mut turn = session.turn().await?;
+        let mut turn = session.0.turn().await?;
         turn.append(payload.into_inner(), None).await?;
         turn.finish(digest).await
     };
@@ -248,8 +246,7 @@ fn refuse(error: UploadError, session: Option<&std::sync::Arc<Session>>) -> OciE
         UploadError::Body(BodyError::Stalled) => OciError::stalled(),
         UploadError::Body(BodyError::Broken) => OciError::cut_short(),
         UploadError::DigestMismatch { .. } => OciError::bad_request(Code::DigestInvalid, message),
-        UploadError::TooMany => OciError::new(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, message)
-            .header(RETRY_AFTER, HeaderValue::from_static("5")),
+        UploadError::TooMany => OciError::busy(message),
         UploadError::NoQuorum | UploadError::OutcomeUnknown => OciError::unavailable(message),
         UploadError::Storage(error) => error.into(),
     }

@@ -21,7 +21,7 @@ pub(crate) struct Finished {
 
 impl Turn {
     /// Ends the session: its bytes become the blob `digest` of its repository. After an error the session is where
-    /// it was before this request.
+    /// it was before this request; once the bytes are durable here, only a repetition of it can end the session.
     ///
     /// # Errors
     /// See [`UploadError`].

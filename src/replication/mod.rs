@@ -44,6 +44,7 @@ pub(crate) use pieces::{BodyError, Pieces};
 pub(crate) use read::ReadBlobError;
 pub(crate) use serve::configure_peer;
 pub(crate) use session::{Session, Turn, UploadError};
+pub(crate) use sessions::OneRequest;
 pub(crate) use store::StoreError;
 
 /// A node's blobs and upload sessions, as part of the cluster. Cheap to clone.

@@ -20,8 +20,8 @@ use uuid::Uuid;
 use super::Replication;
 use super::fanout::Fanout;
 use super::pieces::{BodyError, Pieces};
-use super::sessions::Memory;
 use super::writer::{Writer, blocking};
+use crate::memory::{Budget, Share};
 
 /// How long a request waits for the one before it, which may still be noticing that its connection broke.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ pub(crate) struct Session {
     replication: Replication,
     id: Uuid,
     repository: RepositoryName,
-    memory: Memory,
+    memory: Budget,
     content: Arc<tokio::sync::Mutex<Content>>,
     offset: AtomicU64,
     touched: Mutex<Instant>,
@@ -112,12 +112,12 @@ pub(super) struct OnDisk {
 /// Bytes in memory, counted.
 pub(super) struct Held {
     bytes: Vec<u8>,
-    memory: Memory,
+    share: Share,
 }
 
 impl Held {
     fn extend(&mut self, piece: &[u8]) -> bool {
-        let fits = (self.bytes.len() + piece.len()) as u64 <= INLINE_BODY_MAX && self.memory.take(piece.len());
+        let fits = (self.bytes.len() + piece.len()) as u64 <= INLINE_BODY_MAX && self.share.grow(piece.len());
         if fits {
             self.bytes.extend_from_slice(piece);
         }
@@ -126,8 +126,8 @@ impl Held {
 
     fn truncate(&mut self, length: u64) {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        self.memory.give_back(self.bytes.len().saturating_sub(length));
         self.bytes.truncate(length);
+        self.share.shrink_to(self.bytes.len());
     }
 
     /// The bytes themselves.
@@ -136,15 +136,9 @@ impl Held {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.memory.give_back(self.bytes.len());
-    }
-}
-
 impl Session {
-    pub(super) fn new(replication: Replication, id: Uuid, repository: RepositoryName, memory: Memory) -> Self {
-        let held = Held { bytes: Vec::new(), memory: memory.clone() };
+    pub(super) fn new(replication: Replication, id: Uuid, repository: RepositoryName, memory: Budget) -> Self {
+        let held = Held { bytes: Vec::new(), share: memory.share() };
         Self {
             replication,
             id,
@@ -338,7 +332,7 @@ impl Turn {
             Content::Memory(held) => held.truncate(offset),
             // A session without bytes has no file and no copies.
             Content::File(_) if offset == 0 => {
-                let held = Held { bytes: Vec::new(), memory: self.session.memory.clone() };
+                let held = Held { bytes: Vec::new(), share: self.session.memory.share() };
                 *self.content = Content::Memory(held);
             }
             Content::File(file) => {

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flotilla_raft::RepositoryName;
@@ -13,6 +12,7 @@ use uuid::Uuid;
 
 use super::session::{Session, UploadError};
 use super::{Replication, upload_id};
+use crate::memory::Budget;
 
 /// What all sessions together may hold in memory, in bytes. Beyond it their bytes go to files at once.
 const MEMORY_MAX: usize = 16 * 1024 * 1024;
@@ -24,30 +24,23 @@ const SWEEP_EVERY: Duration = Duration::from_secs(15);
 const ASK_OWNER_AFTER: Duration = Duration::from_secs(30);
 
 /// The sessions that this node owns.
-#[derive(Default)]
 pub(super) struct Sessions {
     table: Mutex<HashMap<Uuid, Arc<Session>>>,
-    memory: Memory,
+    memory: Budget,
 }
 
-/// Counts the bytes that sessions hold in memory.
-#[derive(Clone, Default)]
-pub(super) struct Memory(Arc<AtomicUsize>);
-
-impl Memory {
-    /// Counts `bytes` more; false where that would be too much.
-    pub(super) fn take(&self, bytes: usize) -> bool {
-        let taken = self.0.fetch_add(bytes, Ordering::Relaxed);
-        let fits = taken + bytes <= MEMORY_MAX;
-        if !fits {
-            self.give_back(bytes);
-        }
-        fits
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { table: Mutex::default(), memory: Budget::new(MEMORY_MAX) }
     }
+}
 
-    /// Counts `bytes` less.
-    pub(super) fn give_back(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
+/// An upload session that lives within one request: it is over when this is dropped, whatever came of it.
+pub(crate) struct OneRequest(pub(crate) Arc<Session>);
+
+impl Drop for OneRequest {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
@@ -57,19 +50,15 @@ impl Replication {
     /// # Errors
     /// Too many are open.
     pub(crate) fn open_session(&self, repository: &RepositoryName) -> Result<Arc<Session>, UploadError> {
-        let session = self.unlisted_session(repository);
         let mut table = self.sessions().table.lock();
         if table.len() >= self.config().max_uploads {
             return Err(UploadError::TooMany);
         }
-        table.insert(session.id(), Arc::clone(&session));
-        Ok(session)
-    }
-
-    /// A session that lives within one request and cannot be found by its id.
-    pub(crate) fn unlisted_session(&self, repository: &RepositoryName) -> Arc<Session> {
         let id = upload_id::new(self.consensus().node_id());
-        Arc::new(Session::new(self.clone(), id, repository.clone(), self.sessions().memory.clone()))
+        let session = Session::new(self.clone(), id, repository.clone(), self.sessions().memory.clone());
+        let session = Arc::new(session);
+        table.insert(id, Arc::clone(&session));
+        Ok(session)
     }
 
     /// An open session of this node. One of another repository is as unknown as one that never was.
@@ -130,19 +119,5 @@ impl Replication {
         for upload in self.copies().idle(self.config().upload_ttl) {
             self.copies().remove(upload);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_bounded() {
-        let memory = Memory::default();
-        assert!(memory.take(MEMORY_MAX));
-        assert!(!memory.take(1));
-        memory.give_back(1);
-        assert!(memory.take(1));
     }
 }

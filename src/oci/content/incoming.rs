@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 
+use crate::memory::Share;
 use crate::oci::error::OciError;
 use crate::oci::extract;
 
@@ -19,12 +20,13 @@ const PROMISE_MAX: u64 = 64 * 1024;
 ///
 /// # Errors
 /// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause`, 400 if the
-/// body ends early.
+/// body ends early, 429 if the bodies of other requests fill the memory that `share` is taken from.
 pub(crate) async fn read_body<S>(
     request: &HttpRequest,
     mut chunks: S,
     limit: u64,
     pause: Duration,
+    share: &mut Share,
 ) -> Result<Bytes, OciError>
 where
     S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
@@ -36,8 +38,12 @@ where
     let mut body = BytesMut::new();
     while let Some(chunk) = timeout(pause, chunks.next()).await.map_err(|_| OciError::stalled())? {
         let chunk = chunk?;
+        if !share.grow(chunk.len()) {
+            return Err(OciError::busy("the bodies of other requests fill the memory that is set aside for them"));
+        }
         if promised == Some(chunk.len() as u64) {
-            return Ok(chunk);
+            // Not the chunk itself: it would keep the connection's whole buffer alive for as long as the body is kept.
+            return Ok(Bytes::copy_from_slice(&chunk));
         }
         if (body.len() + chunk.len()) as u64 > limit {
             return Err(OciError::too_large(limit));
@@ -60,8 +66,13 @@ mod tests {
     use futures::stream;
 
     use super::*;
+    use crate::memory::Budget;
 
     const PAUSE: Duration = Duration::from_millis(20);
+
+    fn share(bytes: usize) -> Share {
+        Budget::new(bytes).share()
+    }
 
     async fn read(length: Option<u64>, chunks: Vec<&'static str>) -> Result<Bytes, StatusCode> {
         let mut request = TestRequest::default();
@@ -69,7 +80,9 @@ mod tests {
             request = request.insert_header((CONTENT_LENGTH, length));
         }
         let chunks = stream::iter(chunks.into_iter().map(|chunk| Ok(Bytes::from(chunk))));
-        read_body(&request.to_http_request(), chunks, 5, PAUSE).await.map_err(|error| error.status_code())
+        read_body(&request.to_http_request(), chunks, 5, PAUSE, &mut share(6))
+            .await
+            .map_err(|error| error.status_code())
     }
 
     #[actix_web::test]
@@ -88,9 +101,19 @@ mod tests {
     }
 
     #[actix_web::test]
+    async fn bodies_of_all_requests_are_bounded_together() {
+        let (request, chunks) = (TestRequest::default().to_http_request(), || stream::iter([Ok(Bytes::from("abc"))]));
+        let budget = Budget::new(5);
+        let (mut one, mut other) = (budget.share(), budget.share());
+        assert_eq!(read_body(&request, chunks(), 5, PAUSE, &mut one).await.unwrap(), "abc");
+        let refused = read_body(&request, chunks(), 5, PAUSE, &mut other).await.unwrap_err();
+        assert_eq!(refused.status_code(), StatusCode::TOO_MANY_REQUESTS);
+    }
+
+    #[actix_web::test]
     async fn a_body_that_stands_still_is_given_up() {
-        let error =
-            read_body(&TestRequest::default().to_http_request(), stream::pending(), 5, PAUSE).await.unwrap_err();
+        let request = TestRequest::default().to_http_request();
+        let error = read_body(&request, stream::pending(), 5, PAUSE, &mut share(6)).await.unwrap_err();
         assert_eq!(error.status_code(), StatusCode::REQUEST_TIMEOUT);
     }
 }

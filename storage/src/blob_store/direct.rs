@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What offsets, lengths and memory must be multiples of, in bytes: no file system asks for more.
@@ -20,6 +21,9 @@ const BUFFER_BYTES: usize = 512 << 10;
 const BUFFERS_MAX: usize = 32;
 
 static BUFFERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the disk takes direct writes. Some file systems open such a file and refuse its first write.
+static WORKS: OnceLock<bool> = OnceLock::new();
 
 /// A staging file open for direct writing, and the bytes that do not fill a buffer yet.
 #[derive(Debug)]
@@ -54,7 +58,19 @@ impl Direct {
         let mut memory = vec![0; BUFFER_BYTES + ALIGNMENT];
         let aligned = memory.as_ptr().align_offset(ALIGNMENT);
         memory[aligned..aligned + tail.len()].copy_from_slice(tail);
-        Some(Self { file, memory, aligned, filled: tail.len(), offset })
+        let direct = Self { file, memory, aligned, filled: tail.len(), offset };
+        WORKS.get_or_init(|| direct.accepts_writes()).then_some(direct)
+    }
+
+    /// Tries with the block that comes next and is written again with what follows.
+    fn accepts_writes(&self) -> bool {
+        let block = &self.memory[self.aligned..self.aligned + ALIGNMENT];
+        self.file
+            .write_all_at(block, self.offset)
+            .inspect_err(|error| {
+                tracing::info!(%error, "the data folder takes no direct writes: large blobs go through the page cache");
+            })
+            .is_ok()
     }
 
     /// Appends bytes; writes each buffer that becomes full.

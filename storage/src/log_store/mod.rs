@@ -92,9 +92,14 @@ impl LogStore {
     /// Queues entries, in ascending order of their index, to follow what is there. They can be read on return;
     /// `done` is called once they are durable. An entry may have up to 64 MiB.
     ///
-    /// Blocks while 4096 operations or 64 MiB are queued.
+    /// Blocks while the store [is full](LogStore::is_full).
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
         self.shared().enqueue(Operation::Append { entries, done });
+    }
+
+    /// Whether 4096 operations or 64 MiB are queued: what is queued now waits first.
+    pub fn is_full(&self) -> bool {
+        self.shared().is_full()
     }
 
     /// Queues a meta row; `done` is called once it is durable. Readable on return.

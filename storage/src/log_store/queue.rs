@@ -165,6 +165,10 @@ impl Shared {
         state.closing || state.closed
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.state.lock().is_full()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.state.lock().closed
     }

@@ -1,5 +1,5 @@
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -300,11 +300,17 @@ fn a_torn_sentinel_slot_leaves_the_other_one() {
 fn the_sentinel_follows_by_itself() {
     let (dir, log) = log();
     append(&log, 0..10);
-    std::thread::sleep(Duration::from_millis(500));
     // As after a power cut: nothing of this process is closed.
-    let copy = tempfile::tempdir().unwrap();
-    std::fs::copy(dir.path().join("raft.sentinel"), copy.path().join("raft.sentinel")).unwrap();
-    assert!(matches!(LogStore::open(copy.path()), Err(StorageError::TailLost { .. })));
+    let noticed = || {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(dir.path().join("raft.sentinel"), copy.path().join("raft.sentinel")).unwrap();
+        matches!(LogStore::open(copy.path()), Err(StorageError::TailLost { .. }))
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !noticed() {
+        assert!(Instant::now() < deadline, "the sentinel stays behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
