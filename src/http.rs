@@ -43,6 +43,7 @@ pub(crate) fn app(
         .app_data(readiness)
         .wrap(from_fn(accompany))
         .configure(operator::configure)
+        .configure(oci::changes::configure)
         .service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution))
         .default_service(web::to(nothing_here))
 }
@@ -61,7 +62,12 @@ async fn route(oci: &Oci, request: &HttpRequest, payload: web::Payload) -> Resul
         ("PUT", Route::Manifest(name, reference)) => {
             oci::put_manifest(oci, request, repository(&name)?, &reference, payload).await
         }
-        ("DELETE", Route::Manifest(name, reference)) => oci::delete_manifest(oci, repository(&name)?, &reference).await,
+        ("DELETE", Route::Manifest(name, reference)) => {
+            oci::delete_manifest(oci, request, repository(&name)?, &reference).await
+        }
+        ("GET" | "HEAD", Route::Referrers(name, subject)) => {
+            oci::list_referrers(oci, request, &repository(&name)?, &subject).await
+        }
         ("GET" | "HEAD", Route::Blob(name, digest)) => oci::get_blob(oci, request, &repository(&name)?, &digest).await,
         ("DELETE", Route::Blob(name, digest)) => oci::delete_blob(oci, repository(&name)?, &digest).await,
         ("POST", Route::Uploads(name)) => {

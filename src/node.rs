@@ -131,7 +131,7 @@ fn serve_clients(
     readiness: &Readiness,
     config: &Arc<Config>,
 ) -> anyhow::Result<(Server, ServerHandle)> {
-    let oci = web::Data::new(Oci::new(consensus.clone(), replication.clone(), config.clone()));
+    let oci = web::Data::new(Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping()));
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
     let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone()))
         .workers(workers())

@@ -73,6 +73,8 @@ pub enum Command {
         repository: RepositoryName,
         /// The tag.
         tag: Tag,
+        /// What must be true of the tag.
+        condition: Option<Condition>,
     },
     /// Removes a manifest and every tag that points at it.
     DeleteManifest {
@@ -88,6 +90,32 @@ pub enum Command {
         /// The blob's digest.
         digest: Digest,
     },
+    /// Moves and removes tags of any repositories, all of them or none. Each tag is named once.
+    MoveTags(Vec<TagChange>),
+}
+
+/// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// The tag is not there: `If-None-Match: *`.
+    Absent,
+    /// The tag is there: `If-Match: *`.
+    Present,
+    /// The tag points at this manifest: `If-Match: "<digest>"`.
+    At(Digest),
+}
+
+/// One change of a [`Command::MoveTags`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagChange {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The tag.
+    pub tag: Tag,
+    /// The manifest of the repository that it shall point at; `None` removes the tag.
+    pub digest: Option<Digest>,
+    /// What must be true of the tag.
+    pub condition: Option<Condition>,
 }
 
 impl Command {
@@ -101,6 +129,7 @@ impl Command {
             Self::DeleteTag { .. } => "delete-tag",
             Self::DeleteManifest { .. } => "delete-manifest",
             Self::UnlinkBlob { .. } => "unlink-blob",
+            Self::MoveTags(_) => "move-tags",
         }
     }
 
@@ -157,6 +186,10 @@ pub struct ManifestPut {
     pub subject: Option<Digest>,
     /// `artifactType`, or the config's media type where an image has none; for listing referrers.
     pub artifact_type: Option<String>,
+    /// Its annotations, where it has a subject; for listing referrers.
+    pub annotations: Vec<(String, String)>,
+    /// What must be true of each of the tags.
+    pub condition: Option<Condition>,
 }
 
 /// What an applied command answers. Every node computes the same.
@@ -204,4 +237,22 @@ pub enum Refusal {
     /// The proposal is older than what state remembers: whether it was applied before is not known.
     #[error("the request is too old to tell whether it was applied")]
     RequestExpired,
+    /// A tag is not where the condition of its change says.
+    #[error("tag {tag} of {repository} is not as the condition says")]
+    ConditionFailed {
+        /// The repository.
+        repository: RepositoryName,
+        /// The tag.
+        tag: Tag,
+        /// Where it points; `None` where there is no such tag.
+        current: Option<Digest>,
+    },
+    /// One of several changes was refused, and with it all of them.
+    #[error("change {number}: {refusal}")]
+    InChange {
+        /// Its place among the changes, from 0.
+        number: u32,
+        /// Why.
+        refusal: Box<Refusal>,
+    },
 }

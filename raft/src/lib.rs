@@ -33,8 +33,8 @@ pub mod wire;
 #[cfg(test)]
 mod wire_tests;
 
-pub use command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
+pub use command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
-pub use registry::{LinkRecord, ManifestRecord, Registry, TagRecord};
+pub use registry::{Change, Changed, LinkRecord, ManifestRecord, Referrer, Registry, TagRecord, TagVersion};

@@ -59,6 +59,62 @@ pub struct LinkRecord {
     pub request_id: Uuid,
 }
 
+/// A manifest as the list of its subject's referrers shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Referrer {
+    /// Its media type.
+    pub media_type: String,
+    /// Bytes.
+    pub size: u64,
+    /// Its artifact type.
+    pub artifact_type: Option<String>,
+    /// Its annotations.
+    pub annotations: Vec<(String, String)>,
+}
+
+/// What a tag was from one revision on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagVersion {
+    /// The manifest's digest; `None` where the tag was removed.
+    pub digest: Option<Digest>,
+    /// When it came to be so, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Who made it so.
+    pub actor: String,
+}
+
+/// What kind of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Changed {
+    /// A tag points at another manifest, or is new.
+    TagPut,
+    /// A tag is gone.
+    TagDelete,
+    /// A manifest came into a repository.
+    ManifestPut,
+    /// A manifest is gone from a repository.
+    ManifestDelete,
+}
+
+/// One change of names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What kind.
+    pub what: Changed,
+    /// In which repository.
+    pub repository: RepositoryName,
+    /// Which tag, where it is one.
+    pub tag: Option<Tag>,
+    /// Where the tag points now, or which manifest it is.
+    pub digest: Option<Digest>,
+    /// Where the tag pointed before.
+    pub previous: Option<Digest>,
+    /// Who made the change.
+    pub actor: String,
+    /// When, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
 /// A digest that any repository holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BlobRecord {
@@ -195,7 +251,114 @@ impl Registry {
         let prefix = keys::tags(repository);
         let after = after.map(|tag| [&prefix, tag.as_bytes()].concat());
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        rows.iter().map(|(key, _)| text_after(key, prefix.len())).collect()
+        rows.iter().map(|(key, _)| keys::text_after(key, prefix.len())).collect()
+    }
+
+    /// What a tag was at a revision: since which revision, and what. `None` where there was no such tag.
+    ///
+    /// The caller makes sure that the revision is applied here and not below [`Registry::history_floor`].
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tag_at(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        revision: u64,
+    ) -> Result<Option<(u64, TagVersion)>, StorageError> {
+        let versions = self.tag_history(repository, tag, revision.checked_add(1), 1)?;
+        Ok(versions.into_iter().next().filter(|(_, version)| version.digest.is_some()))
+    }
+
+    /// Up to `limit` versions of a tag with the revisions at which they began, the newest first, those that began
+    /// before revision `before`.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tag_history(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, TagVersion)>, StorageError> {
+        let prefix = keys::history(repository, tag);
+        let after = before.map(|before| keys::version(repository, tag, before));
+        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
+        let version = |(key, value): (Vec<u8>, Vec<u8>)| {
+            Ok((keys::revision_of_version(&key)?, wire::decode(Kind::Row, &value)?))
+        };
+        rows.into_iter().map(version).collect()
+    }
+
+    /// Up to `limit` tags that were there at a revision, in byte order, those after `after`; see [`Registry::tag_at`].
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tags_at(
+        &self,
+        repository: &RepositoryName,
+        revision: u64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Tag>, StorageError> {
+        let prefix = keys::histories(repository);
+        let mut tags = Vec::new();
+        let mut after = after.map(|tag| keys::after_versions(&prefix, tag));
+        while tags.len() < limit
+            && let Some((key, _)) = self.store.scan(&prefix, after.as_deref(), 1)?.into_iter().next()
+        {
+            let tag = keys::tag_of_version(&key, prefix.len())?;
+            after = Some(keys::after_versions(&prefix, tag.as_str()));
+            if self.tag_at(repository, &tag, revision)?.is_some() {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
+    }
+
+    /// The oldest revision from which changes and tags can be read: older ones are forgotten.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn history_floor(&self) -> Result<u64, StorageError> {
+        Ok(self.row(&keys::history_floor())?.unwrap_or(0))
+    }
+
+    /// Up to `limit` changes after the `number`-th change of a revision, each with its own place.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn changes(&self, after: (u64, u32), limit: usize) -> Result<Vec<((u64, u32), Change)>, StorageError> {
+        let rows = self.store.scan(&keys::changes(), Some(&keys::change(after.0, after.1)), limit)?;
+        let change = |(key, value): (Vec<u8>, Vec<u8>)| {
+            Ok((keys::place_of_change(&key)?, wire::decode(Kind::Row, &value)?))
+        };
+        rows.into_iter().map(change).collect()
+    }
+
+    /// Up to `limit` manifests of the repository that refer to `subject`, those after `after`, in the order of their
+    /// keys.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<(Digest, Referrer)>, StorageError> {
+        let prefix = keys::referrers(repository, subject);
+        let after = after.map(|after| keys::referrer(repository, subject, after));
+        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
+        let referrer = |(key, stored): (Vec<u8>, Vec<u8>)| {
+            let digest = Digest::from_key(&key[prefix.len()..])
+                .ok_or_else(|| StorageError::Corrupt { what: "key of a referrer".into() })?;
+            let whole = long_rows::join(&key, stored, |part| self.store.get(part))?;
+            Ok((digest, wire::decode(Kind::Row, &whole)?))
+        };
+        rows.into_iter().map(referrer).collect()
     }
 
     /// Up to `limit` repositories in byte order, those after `after`.
@@ -206,7 +369,7 @@ impl Registry {
         let prefix = [Keyspace::Repository.prefix()];
         let after = after.map(|name| [&prefix, name.as_bytes()].concat());
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        rows.iter().map(|(key, _)| text_after(key, prefix.len())).collect()
+        rows.iter().map(|(key, _)| keys::text_after(key, prefix.len())).collect()
     }
 
     /// Up to `limit` digests that state keeps as files, with their sizes in bytes, those after `after` in key order.
@@ -239,10 +402,4 @@ impl Registry {
         let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
         Ok(record.filter(|blob| blob.file).map(|blob| blob.size))
     }
-}
-
-fn text_after<T: std::str::FromStr>(key: &[u8], prefix: usize) -> Result<T, StorageError> {
-    let damaged = || StorageError::Corrupt { what: "a name in a key".into() };
-    let text = key.get(prefix..).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or_else(damaged)?;
-    text.parse().map_err(|_| damaged())
 }

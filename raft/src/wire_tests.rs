@@ -14,10 +14,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::command::{Answer, Body, Command, ManifestPut, Outcome, Proposal, Refusal};
+use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
-use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, RepositoryRecord, TagRecord};
+use crate::registry::{
+    BlobRecord, Change, Changed, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord, TagVersion,
+};
 use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
 use crate::types::{Entry, LogId, StoredMembership, TypeConfig, Vote};
@@ -76,6 +78,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         either: vec![digest("cache")],
         subject: Some(digest("subject")),
         artifact_type: Some("application/example".into()),
+        annotations: vec![("a".into(), "b".into())],
+        condition: Some(Condition::At(digest("before"))),
     };
     vec![
         ("found", Command::Found { cluster_id: Uuid::from_u128(9) }),
@@ -102,7 +106,23 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::MountBlob { repository: repository.clone(), from: Some(repository.clone()), digest: digest("a") },
         ),
         ("put-manifest", Command::PutManifest(Box::new(put))),
-        ("delete-tag", Command::DeleteTag { repository: repository.clone(), tag: "latest".parse().expect("a tag") }),
+        (
+            "delete-tag",
+            Command::DeleteTag {
+                repository: repository.clone(),
+                tag: "latest".parse().expect("a tag"),
+                condition: Some(Condition::Present),
+            },
+        ),
+        (
+            "move-tags",
+            Command::MoveTags(vec![TagChange {
+                repository: repository.clone(),
+                tag: "latest".parse().expect("a tag"),
+                digest: Some(digest("manifest")),
+                condition: Some(Condition::Absent),
+            }]),
+        ),
         ("delete-manifest", Command::DeleteManifest { repository: repository.clone(), digest: digest("m") }),
         ("unlink", Command::UnlinkBlob { repository, digest: digest("a") }),
     ]
@@ -155,6 +175,24 @@ fn rows_of_state_keep_their_form() {
     };
     golden("row-manifest", Kind::Row, &manifest);
     golden("row-request", Kind::Row, &Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) });
+    golden("row-version", Kind::Row, &TagVersion { digest: Some(digest("m")), time_ms: 5, actor: "alice".into() });
+    let change = Change {
+        what: Changed::TagPut,
+        repository: "library/redis".parse().expect("a name"),
+        tag: Some("latest".parse().expect("a tag")),
+        digest: Some(digest("m")),
+        previous: None,
+        actor: "alice".into(),
+        time_ms: 5,
+    };
+    golden("row-change", Kind::Row, &change);
+    let referrer = Referrer {
+        media_type: "application/example".into(),
+        size: 8,
+        artifact_type: None,
+        annotations: vec![("a".into(), "b".into())],
+    };
+    golden("row-referrer", Kind::Row, &referrer);
     golden("row-long", Kind::LongRow, &Head { parts: 163 });
     golden("row-cluster", Kind::Row, &Uuid::from_u128(9));
 }

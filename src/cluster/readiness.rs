@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use tokio_util::sync::CancellationToken;
+
 /// Shared by the probes, the client port and the order of start and stop. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Readiness {
@@ -12,7 +14,7 @@ pub(crate) struct Readiness {
 #[derive(Default)]
 struct Shared {
     started: AtomicBool,
-    stopping: AtomicBool,
+    stopping: CancellationToken,
     requests: AtomicUsize,
 }
 
@@ -34,7 +36,7 @@ impl Readiness {
 
     /// This node is about to stop.
     pub(crate) fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.stopping.cancel();
     }
 
     /// Whether it has caught up since its start.
@@ -44,7 +46,17 @@ impl Readiness {
 
     /// Whether it is about to stop.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.shared.stopping.load(Ordering::Acquire)
+        self.shared.stopping.is_cancelled()
+    }
+
+    /// Resolves when it is about to stop.
+    pub(crate) async fn stopped(&self) {
+        self.shared.stopping.cancelled().await;
+    }
+
+    /// What is cancelled when it is about to stop.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.shared.stopping.clone()
     }
 
     /// Whether it should be sent requests.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, HeaderName, HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpResponse, ResponseError};
 use flotilla_raft::{InvalidName, ProposeError, ReadError, Refusal};
 use flotilla_storage::{Digest, ParseDigestError, StorageError};
@@ -20,6 +20,8 @@ use crate::replication::{ReadBlobError, StoreError};
 pub(crate) enum Code {
     /// The repository does not hold the blob.
     BlobUnknown,
+    /// A rule or a condition forbids it.
+    Denied,
     /// A chunk or a closing request that does not fit its session.
     BlobUploadInvalid,
     /// No such upload session.
@@ -150,6 +152,18 @@ impl OciError {
         self
     }
 
+    /// Says which of several changes the error is about, from 0.
+    pub(crate) fn in_change(mut self, number: u32) -> Self {
+        self.entries.iter_mut().for_each(|entry| entry.message = format!("change {number}: {}", entry.message));
+        self
+    }
+
+    /// Adds details to the error.
+    pub(crate) fn detail(mut self, detail: serde_json::Value) -> Self {
+        self.entries.iter_mut().for_each(|entry| entry.detail = Some(detail.clone()));
+        self
+    }
+
     /// Adds the revision of what was read.
     pub(crate) fn revision(self, revision: u64) -> Self {
         self.header(FLOTILLA_REVISION, decimal(revision))
@@ -208,6 +222,8 @@ impl From<Refusal> for OciError {
             Refusal::ManifestUnknown | Refusal::TagUnknown => Self::not_found(Code::ManifestUnknown, message),
             Refusal::BlobUnknown => Self::not_found(Code::BlobUnknown, message),
             Refusal::ContentMissing(digests) => content_missing(&digests),
+            Refusal::ConditionFailed { current, .. } => condition_failed(message, current),
+            Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),
             Refusal::HoldersGone => Self::unavailable(message),
             Refusal::RequestExpired => outcome_unknown(),
         }
@@ -279,6 +295,16 @@ fn outcome_unknown() -> OciError {
 
 fn stopping() -> OciError {
     OciError::unavailable("this node is stopping")
+}
+
+/// 412, with what the tag points at as its entity tag.
+fn condition_failed(message: String, current: Option<Digest>) -> OciError {
+    let error = OciError::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message);
+    let error = error.detail(json!({ "current": current.map(|digest| digest.to_string()) }));
+    match current {
+        Some(digest) => error.header(ETAG, checked(format_args!("\"{digest}\""))),
+        None => error,
+    }
 }
 
 /// One error for each digest, so that clients see all that they have to push.

@@ -9,9 +9,12 @@ use actix_web::HttpRequest;
 use actix_web::http::header::AsHeaderName;
 use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::Digest;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::error::OciError;
+
+/// What RFC 3986 leaves unreserved stays as it is.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Everything under `/v2`, by path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(crate) enum Route {
     Tags(String),
     /// `/v2/<name>/manifests/<reference>`
     Manifest(String, String),
+    /// `/v2/<name>/referrers/<digest>`
+    Referrers(String, String),
     /// `/v2/<name>/blobs/<digest>`
     Blob(String, String),
     /// `/v2/<name>/blobs/uploads/`
@@ -47,6 +52,7 @@ impl Route {
             [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", ""] => Self::Uploads(joined(name)?),
             [name @ .., "blobs", "uploads", id] => Self::Upload(joined(name)?, decoded(id)),
             [name @ .., "manifests", reference] => Self::Manifest(joined(name)?, decoded(reference)),
+            [name @ .., "referrers", digest] => Self::Referrers(joined(name)?, decoded(digest)),
             [name @ .., "blobs", digest] => Self::Blob(joined(name)?, decoded(digest)),
             _ => return None,
         })
@@ -55,7 +61,7 @@ impl Route {
     /// The methods that the resource has, as `Allow` names them.
     pub(crate) fn methods(&self) -> &'static str {
         match self {
-            Self::Base | Self::Catalog | Self::Tags(_) => "GET, HEAD",
+            Self::Base | Self::Catalog | Self::Tags(_) | Self::Referrers(..) => "GET, HEAD",
             Self::Manifest(..) => "GET, HEAD, PUT, DELETE",
             Self::Blob(..) => "GET, HEAD, DELETE",
             Self::Uploads(_) => "POST",
@@ -118,6 +124,11 @@ pub(crate) fn query_all<'a>(request: &'a HttpRequest, name: &str) -> Vec<Cow<'a,
         .collect()
 }
 
+/// A text as the value of a query parameter.
+pub(crate) fn encoded(text: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(text, ENCODED)
+}
+
 /// A header's first value; `None` also where it is not text.
 pub(crate) fn header(request: &HttpRequest, name: impl AsHeaderName) -> Option<&str> {
     request.headers().get(name)?.to_str().ok()
@@ -138,6 +149,7 @@ mod tests {
         assert_eq!(Route::parse("/v2/_catalog"), Some(Route::Catalog));
         assert_eq!(Route::parse("/v2/a/b/tags/list"), Some(Route::Tags("a/b".into())));
         assert_eq!(Route::parse("/v2/a/manifests/v1"), manifest("a", "v1"));
+        assert_eq!(Route::parse("/v2/a/b/referrers/x"), Some(Route::Referrers("a/b".into(), "x".into())));
         assert_eq!(Route::parse("/v2/a/b/c/blobs/sha256:aa"), Some(Route::Blob("a/b/c".into(), "sha256:aa".into())));
         assert_eq!(Route::parse("/v2/a/blobs/uploads/"), Some(Route::Uploads("a".into())));
         assert_eq!(Route::parse("/v2/a/blobs/uploads"), Some(Route::Uploads("a".into())));
@@ -210,7 +222,7 @@ mod tests {
             "/v2/tags/list",
             "/v2/blobs/uploads/",
             "/v2/a/tags/list/",
-            "/v2/a/referrers/x",
+            "/v2/referrers/x",
         ] {
             assert_eq!(Route::parse(path), None, "{path}");
         }

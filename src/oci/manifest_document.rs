@@ -42,6 +42,8 @@ pub(super) struct ManifestDocument {
     pub(super) either: Vec<Digest>,
     pub(super) subject: Option<Digest>,
     pub(super) artifact_type: Option<String>,
+    /// Its annotations, where it has a subject.
+    pub(super) annotations: Vec<(String, String)>,
 }
 
 /// Why a document cannot be taken; reads after «the manifest is not valid:».
@@ -84,7 +86,9 @@ impl ManifestDocument {
         let blobs = unique(std::iter::once(config.digest).chain(local));
         let artifact_type = fields.text("artifactType")?.or(Some(config.media_type).filter(|kind| !kind.is_empty()));
         check_length(artifact_type.as_deref())?;
-        Ok(Self { media_type, blobs, subject: subject.map(|subject| subject.digest), artifact_type, ..Self::default() })
+        let subject = subject.map(|subject| subject.digest);
+        let annotations = subject.map_or_else(Vec::new, |_| fields.annotations());
+        Ok(Self { media_type, blobs, subject, artifact_type, annotations, ..Self::default() })
     }
 
     fn index(media_type: String, fields: &Fields<'_>) -> Result<Self, Reason> {
@@ -101,13 +105,16 @@ impl ManifestDocument {
         };
         let artifact_type = fields.text("artifactType")?;
         check_length(artifact_type.as_deref())?;
+        let subject = subject.map(|subject| subject.digest);
+        let annotations = subject.map_or_else(Vec::new, |_| fields.annotations());
         Ok(Self {
             media_type,
             blobs: Vec::new(),
             manifests: of(true),
             either: of(false),
-            subject: subject.map(|subject| subject.digest),
+            subject,
             artifact_type,
+            annotations,
         })
     }
 }
@@ -166,6 +173,17 @@ impl<'a> Fields<'a> {
         let Some(json) = self.get(name) else { return Ok(None) };
         let text: String = serde_json::from_str(json).map_err(|_| format!("{name} is not a string"))?;
         Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+
+    /// What is no text is passed over: annotations are for people, and odd ones are in the field.
+    fn annotations(&self) -> Vec<(String, String)> {
+        let Some(json) = self.get("annotations") else { return Vec::new() };
+        let annotations: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
+        let texts = annotations.into_iter().filter_map(|(key, value)| match value {
+            serde_json::Value::String(text) => Some((key, text)),
+            _ => None,
+        });
+        texts.collect()
     }
 
     fn descriptor(&self, name: &str) -> Result<Option<Descriptor>, Reason> {

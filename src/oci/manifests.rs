@@ -13,6 +13,7 @@ use super::content::{self, Content, read_body};
 use super::error::{Code, OciError};
 use super::extract::{Reference, query_all};
 use super::manifest_document::ManifestDocument;
+use super::{condition, past};
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -44,7 +45,10 @@ pub(crate) async fn get(
     let mut answer = HttpResponse::Ok();
     let (digest, record) = match parsed {
         Reference::Tag(tag) => {
-            let found = by_tag(oci, repository, &tag).await?;
+            let found = match past::revision(oci, request).await? {
+                Some(revision) => by_tag_at(oci, repository, &tag, revision)?,
+                None => by_tag(oci, repository, &tag).await?,
+            };
             answer.insert_header((FLOTILLA_REVISION, decimal(found.revision)));
             if let Some(warning) = found.freshness.warning() {
                 answer.insert_header(warning);
@@ -83,6 +87,16 @@ async fn by_tag(oci: &Oci, repository: &RepositoryName, tag: &Tag) -> Result<Tag
     Err(freshness.missing(unknown(oci, tag)))
 }
 
+/// A tag as it was; its manifest may have been deleted since.
+fn by_tag_at(oci: &Oci, repository: &RepositoryName, tag: &Tag, revision: u64) -> Result<Tagged, OciError> {
+    let registry = oci.consensus.registry();
+    let missing = || OciError::manifest_unknown(tag).revision(revision);
+    let (revision, version) = registry.tag_at(repository, tag, revision)?.ok_or_else(missing)?;
+    let digest = version.digest.ok_or_else(missing)?;
+    let record = registry.manifest(repository, &digest)?.ok_or_else(missing)?;
+    Ok(Tagged { digest, record, revision, freshness: Freshness::Current })
+}
+
 fn unknown(oci: &Oci, reference: impl std::fmt::Display) -> OciError {
     OciError::manifest_unknown(reference).revision(oci.consensus.applied_index())
 }
@@ -100,6 +114,10 @@ pub(crate) async fn put(
         Reference::Tag(tag) => vec![tag.clone()],
         Reference::Digest(_) => tag_parameters(request)?,
     };
+    let condition = condition::of(request)?;
+    if condition.is_some() && tags.is_empty() {
+        return Err(OciError::bad_request(Code::Unsupported, "a condition is about a tag, and none is put here"));
+    }
     let content_type = match request.headers().get(header::CONTENT_TYPE).map(HeaderValue::to_str) {
         None => None,
         Some(Ok(text)) => Some(text.to_owned()),
@@ -122,6 +140,8 @@ pub(crate) async fn put(
         either: document.either,
         subject: document.subject,
         artifact_type: document.artifact_type,
+        annotations: document.annotations,
+        condition,
     };
     let subject = put.subject;
     let stored = propose(oci, put, &bytes).await?;
@@ -207,9 +227,18 @@ async fn propose(oci: &Oci, mut put: ManifestPut, bytes: &Bytes) -> Result<Answe
 }
 
 /// `DELETE /v2/<name>/manifests/<reference>`: by tag the tag alone, by digest the manifest and all its tags.
-pub(crate) async fn delete(oci: &Oci, repository: RepositoryName, reference: &str) -> Result<HttpResponse, OciError> {
+pub(crate) async fn delete(
+    oci: &Oci,
+    request: &HttpRequest,
+    repository: RepositoryName,
+    reference: &str,
+) -> Result<HttpResponse, OciError> {
+    let condition = condition::of(request)?;
     let command = match Reference::parse(reference) {
-        Ok(Reference::Tag(tag)) => Command::DeleteTag { repository, tag },
+        Ok(Reference::Tag(tag)) => Command::DeleteTag { repository, tag, condition },
+        Ok(Reference::Digest(_)) if condition.is_some() => {
+            return Err(OciError::bad_request(Code::Unsupported, "a condition is about a tag, not about a manifest"));
+        }
         Ok(Reference::Digest(digest)) => Command::DeleteManifest { repository, digest },
         Err(error) if reference.contains(':') => return Err(error),
         Err(_) => return Err(unknown(oci, reference)),

@@ -2,11 +2,15 @@
 
 mod blobs;
 mod catalog;
+pub(crate) mod changes;
+mod condition;
 mod content;
 mod error;
 mod extract;
 mod manifest_document;
 mod manifests;
+mod past;
+mod referrers;
 mod tags;
 pub(crate) mod uploads;
 
@@ -15,6 +19,7 @@ use std::sync::Arc;
 use actix_web::HttpResponse;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use flotilla_raft::{Consensus, ReadError};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -27,6 +32,7 @@ pub(crate) use content::strip_body;
 pub(crate) use error::{Code, OciError};
 pub(crate) use extract::{Route, repository};
 pub(crate) use manifests::{delete as delete_manifest, get as get_manifest, put as put_manifest};
+pub(crate) use referrers::list as list_referrers;
 pub(crate) use tags::list as list_tags;
 
 /// The log index at which what an answer tells last changed.
@@ -52,12 +58,19 @@ pub(crate) struct Oci {
     pub(crate) config: Arc<Config>,
     hot: content::HotBodies,
     bodies: Budget,
+    feed: changes::Feed,
 }
 
 impl Oci {
-    /// Nothing is cached yet.
-    pub(crate) fn new(consensus: Consensus, replication: Replication, config: Arc<Config>) -> Self {
-        Self { consensus, replication, config, hot: content::HotBodies::new(), bodies: Budget::new(BODIES_MAX) }
+    /// Nothing is cached yet, and nobody watches. What goes on by itself ends with `stop`.
+    pub(crate) fn new(
+        consensus: Consensus,
+        replication: Replication,
+        config: Arc<Config>,
+        stop: CancellationToken,
+    ) -> Self {
+        let feed = changes::Feed::start(consensus.clone(), stop);
+        Self { consensus, replication, config, hot: content::HotBodies::new(), bodies: Budget::new(BODIES_MAX), feed }
     }
 
     /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.

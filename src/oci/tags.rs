@@ -4,18 +4,15 @@ use actix_web::http::header::{HeaderValue, LINK};
 use actix_web::{HttpRequest, HttpResponse, web};
 use flotilla_raft::{Registry, RepositoryName};
 use flotilla_storage::StorageError;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::error::{Code, OciError};
-use super::extract::query;
-use super::{FLOTILLA_REVISION, Oci, checked, decimal};
+use super::extract::{encoded, query};
+use super::past;
+use super::{FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
 
 /// The most entries of one page.
 const PAGE_MAX: usize = 10_000;
-
-/// What RFC 3986 leaves unreserved stays as it is.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// `GET /v2/<name>/tags/list`
 pub(crate) async fn list(
@@ -24,20 +21,26 @@ pub(crate) async fn list(
     repository: &RepositoryName,
 ) -> Result<HttpResponse, OciError> {
     let page = Page::of(request)?;
+    let past = past::revision(oci, request).await?;
     let name = repository.clone();
-    let look = move |registry: &Registry, after: Option<&str>, limit: usize| match registry.repository_exists(&name)? {
-        true => Ok(Some(registry.tags(&name, after, limit)?.into_iter().map(String::from).collect())),
-        false => Ok(None),
+    let look = move |registry: &Registry, after: Option<&str>, limit: usize| {
+        let tags = match past {
+            Some(revision) => registry.tags_at(&name, revision, after, limit)?,
+            None => registry.tags(&name, after, limit)?,
+        };
+        let is_known = !tags.is_empty() || registry.repository_exists(&name)?;
+        Ok(is_known.then(|| tags.into_iter().map(String::from).collect()))
     };
     let unknown = || OciError::not_found(Code::NameUnknown, format!("repository {repository} is not known"));
     let path = format!("/v2/{repository}/tags/list");
-    page.answer(oci, &path, look, unknown, |tags| json!({ "name": repository, "tags": tags })).await
+    page.at(past).answer(oci, &path, look, unknown, |tags| json!({ "name": repository, "tags": tags })).await
 }
 
 /// Which part of a list a request asks for.
 pub(super) struct Page {
     limit: usize,
     after: Option<String>,
+    past: Option<u64>,
 }
 
 impl Page {
@@ -52,7 +55,12 @@ impl Page {
                 count(&n).ok_or_else(|| OciError::bad_request(Code::Unsupported, "n must be a number of entries"))?
             }
         };
-        Ok(Self { limit, after: query(request, "last").map(|last| last.into_owned()) })
+        Ok(Self { limit, after: query(request, "last").map(|last| last.into_owned()), past: None })
+    }
+
+    /// The same page of the list as it was at a revision, where one is given.
+    fn at(self, past: Option<u64>) -> Self {
+        Self { past, ..self }
     }
 
     /// Looks the page up, as new as the request where a majority answers, and answers with it.
@@ -64,10 +72,15 @@ impl Page {
         unknown: impl FnOnce() -> OciError,
         body: impl FnOnce(&[&str]) -> serde_json::Value,
     ) -> Result<HttpResponse, OciError> {
-        let freshness = oci.catch_up().await?;
-        let revision = oci.consensus.applied_index();
+        let (freshness, revision) = match self.past {
+            Some(revision) => (Freshness::Current, revision),
+            None => {
+                let freshness = oci.catch_up().await?;
+                (freshness, oci.consensus.applied_index())
+            }
+        };
         let registry = oci.consensus.registry().clone();
-        let Self { limit, after } = self;
+        let Self { limit, after, past } = self;
         // One more than is shown tells whether there are more.
         let found = web::block(move || look(&registry, after.as_deref(), limit + 1))
             .await
@@ -83,7 +96,7 @@ impl Page {
             answer.insert_header(warning);
         }
         if let Some(last) = entries.last().filter(|_| more) {
-            answer.insert_header((LINK, next(path, limit, last)));
+            answer.insert_header((LINK, next(path, limit, last, past)));
         }
         Ok(answer.json(body(&entries)))
     }
@@ -96,8 +109,9 @@ fn count(text: &str) -> Option<usize> {
 }
 
 /// The `Link` to the page after `last` (RFC 5988). A path only: whatever host the client used, it stays there.
-fn next(path: &str, limit: usize, last: &str) -> HeaderValue {
-    checked(format_args!("<{path}?n={limit}&last={}>; rel=\"next\"", utf8_percent_encode(last, ENCODED)))
+fn next(path: &str, limit: usize, last: &str, past: Option<u64>) -> HeaderValue {
+    let past = past.map_or_else(String::new, |revision| format!("&revision={revision}"));
+    checked(format_args!("<{path}?n={limit}&last={}{past}>; rel=\"next\"", encoded(last)))
 }
 
 #[cfg(test)]
@@ -132,7 +146,8 @@ mod tests {
     /// C19, C33
     #[test]
     fn links_are_paths_and_encoded() {
-        assert_eq!(next("/v2/_catalog", 2, "a/b~c_d"), "</v2/_catalog?n=2&last=a%2Fb~c_d>; rel=\"next\"");
-        assert_eq!(next("/v2/a/b/tags/list", 10, "1.0-x"), "</v2/a/b/tags/list?n=10&last=1.0-x>; rel=\"next\"");
+        assert_eq!(next("/v2/_catalog", 2, "a/b~c_d", None), "</v2/_catalog?n=2&last=a%2Fb~c_d>; rel=\"next\"");
+        let past = next("/v2/a/b/tags/list", 10, "1.0-x", Some(7));
+        assert_eq!(past, "</v2/a/b/tags/list?n=10&last=1.0-x&revision=7>; rel=\"next\"");
     }
 }

@@ -10,7 +10,7 @@ pub enum Keyspace {
     Meta = b'm',
     /// Repositories.
     Repository = b'r',
-    /// Tags and their history.
+    /// Tags.
     Tag = b't',
     /// Manifests of a repository.
     Manifest = b'f',
@@ -24,11 +24,17 @@ pub enum Keyspace {
     Request = b'q',
     /// Parts of rows that are longer than one value.
     Part = b'p',
+    /// The versions of each tag, the newest first.
+    History = b'h',
+    /// Changes of names, in the order in which they happened.
+    Change = b'c',
+    /// Manifests that refer to another one, by their subject.
+    Referrer = b's',
 }
 
 impl Keyspace {
     /// All prefixes, for tools that walk the whole state.
-    pub const ALL: [Keyspace; 9] = [
+    pub const ALL: [Keyspace; 12] = [
         Keyspace::Meta,
         Keyspace::Repository,
         Keyspace::Tag,
@@ -38,6 +44,9 @@ impl Keyspace {
         Keyspace::Blob,
         Keyspace::Request,
         Keyspace::Part,
+        Keyspace::History,
+        Keyspace::Change,
+        Keyspace::Referrer,
     ];
 
     /// The byte that keys of this space begin with.
@@ -53,6 +62,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbBqp");
+        assert_eq!(bytes, b"mrtflbBqphcs");
     }
 }

@@ -321,6 +321,8 @@ fn manifest_puts() -> Result<[ManifestPut; 2]> {
         either: Vec::new(),
         subject: None,
         artifact_type: None,
+        annotations: Vec::new(),
+        condition: None,
     }))
 }
 

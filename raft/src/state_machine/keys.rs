@@ -2,7 +2,7 @@
 //!
 //! A name ends at a zero byte, which no name contains, so that no repository's rows lie between another's.
 
-use flotilla_storage::{Digest, Keyspace};
+use flotilla_storage::{Digest, Keyspace, StorageError};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
@@ -78,6 +78,73 @@ pub(crate) fn body_part(digest: &Digest, part: u16) -> Vec<u8> {
     key(Keyspace::Body, &[&digest.to_key(), &part.to_be_bytes()])
 }
 
+/// The prefix of a tag's versions.
+pub(crate) fn history(repository: &RepositoryName, tag: &Tag) -> Vec<u8> {
+    key(Keyspace::History, &[repository.as_str().as_bytes(), &[0], tag.as_str().as_bytes(), &[0]])
+}
+
+/// A tag's version that began at this revision. Newer ones come first: the first from `revision` on is the one that
+/// was in force then.
+pub(crate) fn version(repository: &RepositoryName, tag: &Tag, revision: u64) -> Vec<u8> {
+    [history(repository, tag), (!revision).to_be_bytes().to_vec()].concat()
+}
+
+/// The prefix of all versions of a repository's tags.
+pub(crate) fn histories(repository: &RepositoryName) -> Vec<u8> {
+    key(Keyspace::History, &[repository.as_str().as_bytes(), &[0]])
+}
+
+/// The revision at which a version began, from its key.
+pub(crate) fn revision_of_version(key: &[u8]) -> Result<u64, StorageError> {
+    let revision = key.last_chunk::<8>().map(|inverted| !u64::from_be_bytes(*inverted));
+    revision.ok_or_else(|| StorageError::Corrupt { what: "key of a tag's version".into() })
+}
+
+/// The tag of a version, from its key; `prefix` is the length of [`histories`].
+pub(crate) fn tag_of_version(key: &[u8], prefix: usize) -> Result<Tag, StorageError> {
+    // A zero byte and the revision end the key.
+    text_after(key.get(..key.len().saturating_sub(9)).unwrap_or_default(), prefix)
+}
+
+/// After all versions of a tag, and before those of the next one; `histories` is [`histories`]. The text need not be
+/// a tag.
+pub(crate) fn after_versions(histories: &[u8], tag: &str) -> Vec<u8> {
+    [histories, tag.as_bytes(), &[0], &[0xff; 9]].concat()
+}
+
+/// The `number`-th change of a revision, from 0.
+pub(crate) fn change(revision: u64, number: u32) -> Vec<u8> {
+    key(Keyspace::Change, &[&revision.to_be_bytes(), &number.to_be_bytes()])
+}
+
+/// Revision and number of a change, from its key.
+pub(crate) fn place_of_change(key: &[u8]) -> Result<(u64, u32), StorageError> {
+    let place = |key: &[u8]| {
+        let (revision, number) = key.get(1..)?.split_first_chunk::<8>()?;
+        Some((u64::from_be_bytes(*revision), u32::from_be_bytes(number.try_into().ok()?)))
+    };
+    place(key).ok_or_else(|| StorageError::Corrupt { what: "key of a change".into() })
+}
+
+/// The prefix of all changes.
+pub(crate) fn changes() -> Vec<u8> {
+    key(Keyspace::Change, &[])
+}
+
+/// The row of the oldest revision that can still be read and watched from.
+pub(crate) fn history_floor() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"history"])
+}
+
+/// The prefix of the manifests that refer to `subject`.
+pub(crate) fn referrers(repository: &RepositoryName, subject: &Digest) -> Vec<u8> {
+    key(Keyspace::Referrer, &[repository.as_str().as_bytes(), &[0], &subject.to_key()])
+}
+
+pub(crate) fn referrer(repository: &RepositoryName, subject: &Digest, digest: &Digest) -> Vec<u8> {
+    [referrers(repository, subject), digest.to_key()].concat()
+}
+
 /// Remembered requests, ordered by the base index that they came with.
 pub(crate) fn request(base_index: u64, id: &Uuid) -> Vec<u8> {
     key(Keyspace::Request, &[&base_index.to_be_bytes(), id.as_bytes()])
@@ -91,4 +158,11 @@ pub(crate) fn requests_from(base_index: u64) -> Vec<u8> {
 /// The prefix of all remembered requests.
 pub(crate) fn requests() -> Vec<u8> {
     key(Keyspace::Request, &[])
+}
+
+/// A name that makes up the rest of a key.
+pub(crate) fn text_after<T: std::str::FromStr>(key: &[u8], prefix: usize) -> Result<T, StorageError> {
+    let damaged = || StorageError::Corrupt { what: "a name in a key".into() };
+    let text = key.get(prefix..).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or_else(damaged)?;
+    text.parse().map_err(|_| damaged())
 }

@@ -5,14 +5,19 @@ use std::collections::BTreeSet;
 use flotilla_storage::{Digest, StorageError};
 
 use super::blobs::{holders_remain, keep_body};
-use super::{Applied, State, keys, tags};
+use super::{Applied, State, history, keys, tags};
 use crate::command::{Body, ManifestPut, Outcome, Refusal};
-use crate::names::RepositoryName;
-use crate::registry::{BlobRecord, ManifestRecord, TagRecord};
+use crate::names::{RepositoryName, Tag};
+use crate::registry::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
 use crate::wire::{self, Kind};
 
 /// Stores a manifest whose content the repository holds, and points the tags at it (invariant I3).
-pub(super) fn put(state: &mut State<'_>, put: &ManifestPut, actor: &str) -> Applied {
+pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
+    for tag in &put.tags {
+        if let Some(refusal) = tags::check(state, &put.repository, tag, put.condition)? {
+            return Ok(Err(refusal));
+        }
+    }
     let missing = missing_content(state, put)?;
     if !missing.is_empty() {
         return Ok(Err(Refusal::ContentMissing(missing)));
@@ -28,10 +33,14 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut, actor: &str) -> Appl
         blob.manifests += 1;
         state.count(&put.repository, 0, 1)?;
         state.put(key, &record(put, state.index()))?;
+        if let Some(subject) = &put.subject {
+            state.put(keys::referrer(&put.repository, subject, &put.digest), &referrer(put))?;
+        }
+        history::manifest_changed(state, Changed::ManifestPut, &put.repository, &put.digest)?;
     }
     state.put(keys::blob(&put.digest), &blob)?;
     for tag in &put.tags {
-        tags::put(state, &put.repository, tag, &put.digest, actor)?;
+        tags::put(state, &put.repository, tag, &put.digest)?;
     }
     Ok(Ok(Outcome::Done))
 }
@@ -39,15 +48,21 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut, actor: &str) -> Appl
 /// Removes a manifest and every tag that points at it. Its bytes stay until they are collected.
 pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest) -> Applied {
     let key = keys::manifest(repository, digest);
-    if !state.exists(&key)? {
+    let Some(record) = state.get::<ManifestRecord>(&key)? else {
         return Ok(Err(state.unknown(repository, Refusal::ManifestUnknown)?));
-    }
-    for (tag, value) in state.scan(&keys::tags(repository))? {
+    };
+    let prefix = keys::tags(repository);
+    for (key, value) in state.scan(&prefix)? {
         if wire::decode::<TagRecord>(Kind::Row, &value)?.digest == *digest {
-            state.delete(tag);
+            let tag: Tag = keys::text_after(&key, prefix.len())?;
+            tags::remove(state, repository, &tag, *digest)?;
         }
     }
+    if let Some(subject) = &record.subject {
+        state.delete_long(keys::referrer(repository, subject, digest))?;
+    }
     state.delete_long(key)?;
+    history::manifest_changed(state, Changed::ManifestDelete, repository, digest)?;
     state.count(repository, 0, -1)?;
     if let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))? {
         blob.manifests = blob.manifests.saturating_sub(1);
@@ -76,6 +91,15 @@ fn missing_content(state: &State<'_>, put: &ManifestPut) -> Result<Vec<Digest>, 
         }
     }
     Ok(missing.into_iter().collect())
+}
+
+fn referrer(put: &ManifestPut) -> Referrer {
+    Referrer {
+        media_type: put.media_type.clone(),
+        size: put.size,
+        artifact_type: put.artifact_type.clone(),
+        annotations: put.annotations.clone(),
+    }
 }
 
 fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod blobs;
+mod history;
 pub(crate) mod keys;
 pub(crate) mod long_rows;
 mod manifests;
@@ -30,9 +31,10 @@ pub(crate) fn apply(state: &mut State<'_>, proposal: &Proposal) -> Result<Answer
     if let Some(answer) = requests::remembered(state, proposal)? {
         return Ok(answer);
     }
-    state.advance_clock(proposal.time_ms);
+    state.begin(proposal);
     let answer = Answer { revision: state.index(), result: decide(state, proposal)? };
     requests::remember(state, proposal, &answer)?;
+    history::forget(state)?;
     Ok(answer)
 }
 
@@ -51,8 +53,9 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
             blobs::mount(state, repository, from.as_ref(), digest, proposal.request_id)
         }
         Command::UnlinkBlob { repository, digest } => blobs::unlink(state, repository, digest),
-        Command::PutManifest(put) => manifests::put(state, put, &proposal.actor),
+        Command::PutManifest(put) => manifests::put(state, put),
         Command::DeleteManifest { repository, digest } => manifests::delete(state, repository, digest),
-        Command::DeleteTag { repository, tag } => tags::delete(state, repository, tag),
+        Command::DeleteTag { repository, tag, condition } => tags::delete(state, repository, tag, *condition),
+        Command::MoveTags(changes) => tags::change_all(state, changes),
     }
 }

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use flotilla_storage::{PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{keys, long_rows};
-use crate::command::Refusal;
+use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
 use crate::registry::RepositoryRecord;
@@ -28,13 +29,15 @@ pub(crate) struct State<'a> {
     writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     members: BTreeSet<NodeId>,
     index: u64,
+    changes: u32,
     time_ms: u64,
+    actor: String,
 }
 
 impl<'a> State<'a> {
     /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far.
     pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64) -> Self {
-        Self { reader, writes: BTreeMap::new(), members, index: 0, time_ms }
+        Self { reader, writes: BTreeMap::new(), members, index: 0, changes: 0, time_ms, actor: String::new() }
     }
 
     /// The log index of the entry that is being applied.
@@ -44,6 +47,14 @@ impl<'a> State<'a> {
 
     pub(crate) fn set_index(&mut self, index: u64) {
         self.index = index;
+        self.changes = 0;
+    }
+
+    /// The number of the next change of names under this index, from 0.
+    pub(super) fn next_change(&mut self) -> u32 {
+        let number = self.changes;
+        self.changes += 1;
+        number
     }
 
     /// A membership entry took effect.
@@ -56,8 +67,15 @@ impl<'a> State<'a> {
         self.time_ms
     }
 
-    pub(super) fn advance_clock(&mut self, stamp_ms: u64) {
-        self.time_ms = self.time_ms.max(stamp_ms);
+    /// A proposal is applied now: its author is the actor, and its stamp may move the clock on.
+    pub(super) fn begin(&mut self, proposal: &Proposal) {
+        self.time_ms = self.time_ms.max(proposal.time_ms);
+        self.actor.clone_from(&proposal.actor);
+    }
+
+    /// Who asked for what is being applied.
+    pub(super) fn actor(&self) -> &str {
+        &self.actor
     }
 
     pub(super) fn is_member(&self, node: NodeId) -> bool {
@@ -89,30 +107,56 @@ impl<'a> State<'a> {
         self.scan_until(prefix, None)
     }
 
-    /// All rows with the prefix and, where there is one, before the key `end`: writes of this chunk included, so that
-    /// what is found does not depend on where chunks begin.
+    /// All rows with the prefix and, where there is one, before the key `end`.
     fn scan_until(&self, prefix: &[u8], end: Option<&[u8]>) -> Result<PresentRows, StorageError> {
         const PAGE: usize = 1000;
-        let is_before_end = |key: &[u8]| end.is_none_or(|end| key < end);
-        let mut rows = BTreeMap::new();
-        let mut after: Option<Vec<u8>> = None;
+        let mut rows = PresentRows::new();
         loop {
-            let page = self.reader.scan(prefix, after.as_deref(), PAGE)?;
-            let last_page = page.len() < PAGE || page.last().is_some_and(|(key, _)| !is_before_end(key));
-            after = page.last().map(|(key, _)| key.clone());
-            rows.extend(page.into_iter().filter(|(key, _)| is_before_end(key)));
-            if last_page {
-                break;
+            let after = rows.last().map(|(key, _)| key.clone());
+            let page = self.scan_some(prefix, after.as_deref(), PAGE)?;
+            let before = rows.len();
+            rows.extend(page.into_iter().take_while(|(key, _)| end.is_none_or(|end| key.as_slice() < end)));
+            if rows.len() < before + PAGE {
+                return Ok(rows);
             }
         }
-        let written = self.writes.range(prefix.to_vec()..);
-        for (key, value) in written.take_while(|(key, _)| key.starts_with(prefix) && is_before_end(key)) {
-            match value {
-                Some(value) => rows.insert(key.clone(), value.clone()),
-                None => rows.remove(key),
+    }
+
+    /// Up to `limit` rows with the prefix, in key order, after the key `after`: writes of this chunk included, so that
+    /// what is found does not depend on where chunks begin.
+    pub(super) fn scan_some(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<PresentRows, StorageError> {
+        let mut found = PresentRows::new();
+        let mut after = after.map(<[u8]>::to_vec);
+        loop {
+            let page = self.reader.scan(prefix, after.as_deref(), limit)?;
+            let is_last = page.len() < limit;
+            // Rows past the end of this page are merged with the next one.
+            let end = page.last().filter(|_| !is_last).map(|(key, _)| key.clone());
+            let mut rows: BTreeMap<_, _> = page.into_iter().collect();
+            let begin = match &after {
+                Some(after) => Bound::Excluded(after.clone()),
+                None => Bound::Included(prefix.to_vec()),
             };
+            let written = self.writes.range((begin, Bound::Unbounded));
+            let is_here = |key: &[u8]| key.starts_with(prefix) && end.as_deref().is_none_or(|end| key <= end);
+            for (key, value) in written.take_while(|(key, _)| is_here(key)) {
+                match value {
+                    Some(value) => rows.insert(key.clone(), value.clone()),
+                    None => rows.remove(key),
+                };
+            }
+            found.extend(rows);
+            if is_last || found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+            after = end;
         }
-        Ok(rows.into_iter().collect())
     }
 
     pub(super) fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) -> Result<(), StorageError> {

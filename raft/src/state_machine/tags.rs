@@ -1,11 +1,29 @@
-//! Tags: put, delete.
+//! Tags: put, delete, several at once.
 
 use flotilla_storage::{Digest, StorageError};
 
-use super::{Applied, State, keys};
-use crate::command::{Outcome, Refusal};
+use super::{Applied, State, history, keys};
+use crate::command::{Condition, Outcome, Refusal, TagChange};
 use crate::names::{RepositoryName, Tag};
 use crate::registry::TagRecord;
+
+/// Why a tag may not be changed now, if it may not.
+pub(super) fn check(
+    state: &State<'_>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    condition: Option<Condition>,
+) -> Result<Option<Refusal>, StorageError> {
+    let Some(condition) = condition else { return Ok(None) };
+    let current = state.get::<TagRecord>(&keys::tag(repository, tag))?.map(|record| record.digest);
+    let holds = match condition {
+        Condition::Absent => current.is_none(),
+        Condition::Present => current.is_some(),
+        Condition::At(digest) => current == Some(digest),
+    };
+    let failed = || Refusal::ConditionFailed { repository: repository.clone(), tag: tag.clone(), current };
+    Ok((!holds).then(failed))
+}
 
 /// Points a tag at a manifest that the repository holds; the caller has made sure of that. Pointing it where it
 /// points already is no change, so its revision stays.
@@ -14,24 +32,83 @@ pub(super) fn put(
     repository: &RepositoryName,
     tag: &Tag,
     digest: &Digest,
-    actor: &str,
 ) -> Result<(), StorageError> {
     let key = keys::tag(repository, tag);
-    let former: Option<TagRecord> = state.get(&key)?;
-    if former.is_some_and(|former| former.digest == *digest) {
+    let former = state.get::<TagRecord>(&key)?.map(|former| former.digest);
+    if former == Some(*digest) {
         return Ok(());
     }
-    let record =
-        TagRecord { digest: *digest, revision: state.index(), time_ms: state.time_ms(), actor: actor.to_owned() };
-    state.put(key, &record)
+    let record = TagRecord {
+        digest: *digest,
+        revision: state.index(),
+        time_ms: state.time_ms(),
+        actor: state.actor().to_owned(),
+    };
+    state.put(key, &record)?;
+    history::tag_changed(state, repository, tag, Some(*digest), former)
 }
 
 /// Removes a tag; its manifest stays.
-pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, tag: &Tag) -> Applied {
-    let key = keys::tag(repository, tag);
-    if !state.exists(&key)? {
-        return Ok(Err(state.unknown(repository, Refusal::TagUnknown)?));
+pub(super) fn delete(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    condition: Option<Condition>,
+) -> Applied {
+    let Some(former) = state.get::<TagRecord>(&keys::tag(repository, tag))? else {
+        return Ok(Err(match condition {
+            Some(_) => Refusal::ConditionFailed { repository: repository.clone(), tag: tag.clone(), current: None },
+            None => state.unknown(repository, Refusal::TagUnknown)?,
+        }));
+    };
+    if let Some(refusal) = check(state, repository, tag, condition)? {
+        return Ok(Err(refusal));
     }
-    state.delete(key);
+    remove(state, repository, tag, former.digest)?;
     Ok(Ok(Outcome::Done))
+}
+
+/// Removes a tag that points at `digest`.
+pub(super) fn remove(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    digest: Digest,
+) -> Result<(), StorageError> {
+    state.delete(keys::tag(repository, tag));
+    history::tag_changed(state, repository, tag, None, Some(digest))
+}
+
+/// Makes all of the changes, or none of them if one is refused.
+pub(super) fn change_all(state: &mut State<'_>, changes: &[TagChange]) -> Applied {
+    for (number, change) in (0..).zip(changes) {
+        if let Some(refusal) = refusal_of(state, change)? {
+            return Ok(Err(Refusal::InChange { number, refusal: Box::new(refusal) }));
+        }
+    }
+    for TagChange { repository, tag, digest, .. } in changes {
+        match digest {
+            Some(digest) => put(state, repository, tag, digest)?,
+            None => {
+                if let Some(former) = state.get::<TagRecord>(&keys::tag(repository, tag))? {
+                    remove(state, repository, tag, former.digest)?;
+                }
+            }
+        }
+    }
+    Ok(Ok(Outcome::Done))
+}
+
+fn refusal_of(state: &State<'_>, change: &TagChange) -> Result<Option<Refusal>, StorageError> {
+    let TagChange { repository, tag, digest, condition } = change;
+    if let Some(refusal) = check(state, repository, tag, *condition)? {
+        return Ok(Some(refusal));
+    }
+    Ok(match digest {
+        Some(digest) if !state.exists(&keys::manifest(repository, digest))? => {
+            Some(state.unknown(repository, Refusal::ManifestUnknown)?)
+        }
+        None if !state.exists(&keys::tag(repository, tag))? => Some(state.unknown(repository, Refusal::TagUnknown)?),
+        _ => None,
+    })
 }

@@ -11,7 +11,9 @@ use flotilla_storage::{Algorithm, Digest, PresentRows, StorageError};
 use uuid::Uuid;
 
 use super::{Reader, State, apply, keys};
-use crate::command::{Answer, Body, Command, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal};
+use crate::command::{
+    Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
+};
 use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, RepositoryRecord, TagRecord};
 use crate::wire::{self, Kind};
 
@@ -88,11 +90,35 @@ fn body(word: &str) -> Body {
     }
 }
 
-/// `link REPO NAME BODY` · `mount REPO NAME [FROM]` · `unlink REPO NAME` · `put REPO NAME TAGS|- BLOBS|- [CHILDREN]` ·
-/// `delete-tag REPO TAG` · `delete-manifest REPO NAME`
+/// `absent`, `present`, a manifest's name, or `-`.
+fn condition(word: Option<&&str>) -> Option<Condition> {
+    match *word? {
+        "-" => None,
+        "absent" => Some(Condition::Absent),
+        "present" => Some(Condition::Present),
+        name => Some(Condition::At(digest(name))),
+    }
+}
+
+/// `REPO:TAG=NAME|-[:CONDITION]`
+fn change(word: &str) -> TagChange {
+    let (place, change) = word.split_once('=').expect("a change");
+    let (repository, tag) = place.split_once(':').expect("a tag");
+    let (name, when) = change.split_once(':').unwrap_or((change, "-"));
+    TagChange {
+        repository: repository.parse().expect("a repository"),
+        tag: tag.parse().expect("a tag"),
+        digest: (name != "-").then(|| digest(name)),
+        condition: condition(Some(&when)),
+    }
+}
+
+/// `link REPO NAME BODY` · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
+/// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT]]]` · `delete-tag REPO TAG [CONDITION]` ·
+/// `delete-manifest REPO NAME` · `move CHANGE…`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let repository = words[1].parse().expect("a repository");
+    let repository = words[1].split(':').next().unwrap_or_default().parse().expect("a repository");
     let list = |word: Option<&&str>| {
         word.filter(|word| **word != "-").map_or_else(Vec::new, |word| word.split(',').map(digest).collect())
     };
@@ -109,7 +135,12 @@ fn command(line: &str) -> Command {
             from: words.get(3).map(|from| from.parse().expect("a repository")),
         },
         "unlink" => Command::UnlinkBlob { repository, digest: digest(words[2]) },
-        "delete-tag" => Command::DeleteTag { repository, tag: words[2].parse().expect("a tag") },
+        "delete-tag" => Command::DeleteTag {
+            repository,
+            tag: words[2].parse().expect("a tag"),
+            condition: condition(words.get(3)),
+        },
+        "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {
             repository,
@@ -125,8 +156,10 @@ fn command(line: &str) -> Command {
             blobs: list(words.get(4)),
             manifests: list(words.get(5)),
             either: Vec::new(),
-            subject: None,
+            subject: words.get(7).map(|subject| digest(subject)),
             artifact_type: None,
+            annotations: Vec::new(),
+            condition: condition(words.get(6)),
         })),
         other => panic!("no command {other}"),
     }
@@ -139,7 +172,7 @@ fn transcript(scenario: &str) -> String {
     for line in scenario.lines().filter(|line| line.starts_with('>') || line.starts_with('#') || line.is_empty()) {
         let _ = writeln!(out, "{line}");
         let Some(text) = line.strip_prefix('>') else { continue };
-        text.split([' ', ',']).for_each(|word| {
+        text.split([' ', ',', '=', ':']).for_each(|word| {
             names.insert(digest(word).to_string(), word.to_owned());
         });
         let answer = memory.one(command(text));
@@ -197,6 +230,11 @@ fn check(name: &str) {
 #[test]
 fn blobs_are_linked_mounted_and_unlinked() {
     check("blobs");
+}
+
+#[test]
+fn tags_change_on_conditions_and_together() {
+    check("conditions");
 }
 
 #[test]

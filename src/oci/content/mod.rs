@@ -76,6 +76,17 @@ pub(super) struct Content<'a> {
 }
 
 impl Content<'_> {
+    /// The whole of it, in memory: for manifests.
+    ///
+    /// # Errors
+    /// None of its bytes can be had.
+    pub(super) async fn read(&self, oci: &Oci) -> Result<Bytes, OciError> {
+        match self.load(oci).await? {
+            Source::Memory(body) => Ok(body),
+            Source::File { .. } => self.read_whole(oci).await,
+        }
+    }
+
     async fn load(&self, oci: &Oci) -> Result<Source, OciError> {
         if let Some(body) = oci.hot.get(&self.digest) {
             return Ok(Source::Memory(body));

@@ -1,0 +1,105 @@
+//! What happened to names: changes in their order, versions of each tag, and how both are forgotten.
+
+use flotilla_storage::{Digest, StorageError};
+
+use super::{State, keys};
+use crate::names::{RepositoryName, Tag};
+use crate::registry::{Change, Changed, TagVersion};
+use crate::wire::{self, Kind};
+
+/// How long changes and former versions of tags are kept, in milliseconds by the clock of state.
+pub(super) const RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
+/// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
+const STEP: u64 = 64;
+
+/// The most changes that one step forgets: more than can have come in one step, so that none stays for ever.
+const FORGET_MAX: usize = 512;
+
+/// Notes that a tag points elsewhere now, or nowhere.
+pub(super) fn tag_changed(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    digest: Option<Digest>,
+    previous: Option<Digest>,
+) -> Result<(), StorageError> {
+    let version = TagVersion { digest, time_ms: state.time_ms(), actor: state.actor().to_owned() };
+    state.put(keys::version(repository, tag, state.index()), &version)?;
+    let what = if digest.is_some() { Changed::TagPut } else { Changed::TagDelete };
+    record(state, what, repository, Some(tag), digest, previous)
+}
+
+/// Notes that a manifest came into a repository, or went.
+pub(super) fn manifest_changed(
+    state: &mut State<'_>,
+    what: Changed,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Result<(), StorageError> {
+    record(state, what, repository, None, Some(*digest), None)
+}
+
+fn record(
+    state: &mut State<'_>,
+    what: Changed,
+    repository: &RepositoryName,
+    tag: Option<&Tag>,
+    digest: Option<Digest>,
+    previous: Option<Digest>,
+) -> Result<(), StorageError> {
+    let change = Change {
+        what,
+        repository: repository.clone(),
+        tag: tag.cloned(),
+        digest,
+        previous,
+        actor: state.actor().to_owned(),
+        time_ms: state.time_ms(),
+    };
+    let key = keys::change(state.index(), state.next_change());
+    state.put(key, &change)
+}
+
+/// Forgets changes that are older than the retention, and the versions of tags that they ended.
+pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
+    if !state.index().is_multiple_of(STEP) {
+        return Ok(());
+    }
+    let Some(limit) = state.time_ms().checked_sub(RETENTION_MS) else { return Ok(()) };
+    let mut floor = None;
+    for (key, value) in state.scan_some(&keys::changes(), None, FORGET_MAX)? {
+        let change: Change = wire::decode(Kind::Row, &value)?;
+        if change.time_ms >= limit {
+            break;
+        }
+        let (revision, _) = keys::place_of_change(&key)?;
+        if let Some(tag) = &change.tag {
+            forget_versions_before(state, &change, tag, revision)?;
+        }
+        state.delete(key);
+        floor = Some(revision);
+    }
+    match floor {
+        Some(floor) => state.put(keys::history_floor(), &floor),
+        None => Ok(()),
+    }
+}
+
+/// The version that this change began stays as long as the tag is there: it is what a read in the past finds.
+fn forget_versions_before(
+    state: &mut State<'_>,
+    change: &Change,
+    tag: &Tag,
+    revision: u64,
+) -> Result<(), StorageError> {
+    let began = keys::version(&change.repository, tag, revision);
+    // Each change ends one version, so there is at most one that is older.
+    for (older, _) in state.scan_some(&keys::history(&change.repository, tag), Some(&began), 1)? {
+        state.delete(older);
+    }
+    if change.what == Changed::TagDelete {
+        state.delete(began);
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! The history of one tag, and the way back in it.
+
+use actix_web::http::header::LINK;
+use actix_web::{HttpRequest, HttpResponse, web};
+use flotilla_raft::{Command, RepositoryName, Tag, TagChange, TagVersion};
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::rfc3339;
+use crate::oci::content::read_body;
+use crate::oci::error::{Code, OciError};
+use crate::oci::extract::query;
+use crate::oci::{FLOTILLA_REVISION, Oci, checked, condition, decimal, past};
+
+/// The versions of one page, unless the client asks for fewer.
+const PAGE_MAX: usize = 1000;
+
+/// The largest body of a request, in bytes.
+const BODY_MAX: u64 = 4096;
+
+type Path = web::Path<(String, String)>;
+
+/// `GET /api/v1/repositories/<name>/tags/<tag>/history`: the newest version first. `n` bounds the page, `before` is the
+/// revision that the former page ended at.
+pub(super) async fn history(oci: web::Data<Oci>, request: HttpRequest, path: Path) -> Result<HttpResponse, OciError> {
+    let (repository, tag) = parsed(path)?;
+    let number = |name: &str| {
+        let parse = |text: std::borrow::Cow<'_, str>| text.parse::<u64>().ok();
+        let refused = || OciError::bad_request(Code::Unsupported, format!("{name} must be a number"));
+        query(&request, name).map(|text| parse(text).ok_or_else(refused)).transpose()
+    };
+    let (limit, before) = (number("n")?.map_or(PAGE_MAX, |n| PAGE_MAX.min(n as usize)), number("before")?);
+
+    let freshness = oci.catch_up().await?;
+    let registry = oci.consensus.registry().clone();
+    let (name, wanted) = (repository.clone(), tag.clone());
+    let versions = web::block(move || registry.tag_history(&name, &wanted, before, limit + 1)).await;
+    let mut versions = versions.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    if versions.is_empty() && before.is_none() {
+        return Err(freshness.missing(OciError::manifest_unknown(&tag)));
+    }
+    let more = versions.len() > limit;
+    versions.truncate(limit);
+
+    let mut answer = HttpResponse::Ok();
+    answer.insert_header((FLOTILLA_REVISION, decimal(oci.consensus.applied_index())));
+    if let Some(warning) = freshness.warning() {
+        answer.insert_header(warning);
+    }
+    if let Some((last, _)) = versions.last().filter(|_| more) {
+        let next = format!("</api/v1/repositories/{repository}/tags/{tag}/history?n={limit}&before={last}>; rel=\"next\"");
+        answer.insert_header((LINK, checked(next)));
+    }
+    let versions: Vec<_> = versions.iter().map(|(revision, version)| shown(*revision, version)).collect();
+    Ok(answer.json(json!({ "repository": repository, "tag": tag, "history": versions })))
+}
+
+fn shown(revision: u64, version: &TagVersion) -> serde_json::Value {
+    json!({
+        "revision": revision,
+        "digest": version.digest.map(|digest| digest.to_string()),
+        "time": rfc3339(version.time_ms),
+        "actor": version.actor,
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rollback {
+    revision: u64,
+}
+
+/// `POST /api/v1/repositories/<name>/tags/<tag>/rollback` with `{"revision": N}`: the tag points again at what it
+/// pointed at then; `If-Match` says where it must be now.
+pub(super) async fn rollback(
+    oci: web::Data<Oci>,
+    request: HttpRequest,
+    path: Path,
+    payload: web::Payload,
+) -> Result<HttpResponse, OciError> {
+    let (repository, tag) = parsed(path)?;
+    let condition = condition::of(&request)?;
+    let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
+    let Rollback { revision } = serde_json::from_slice(&body)
+        .map_err(|error| OciError::bad_request(Code::Unsupported, format!("not {{\"revision\": N}}: {error}")))?;
+    past::reach(&oci, revision).await?;
+    let version = oci.consensus.registry().tag_at(&repository, &tag, revision)?;
+    let digest = version.and_then(|(_, version)| version.digest).ok_or_else(|| OciError::manifest_unknown(&tag))?;
+
+    let change = TagChange { repository, tag, digest: Some(digest), condition };
+    let answer = oci.consensus.propose(Uuid::new_v4(), Command::MoveTags(vec![change])).await?;
+    answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
+    let shown = json!({ "revision": answer.revision, "digest": digest.to_string() });
+    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).json(shown))
+}
+
+fn parsed(path: Path) -> Result<(RepositoryName, Tag), OciError> {
+    let (repository, tag) = path.into_inner();
+    Ok((repository.parse()?, tag.parse()?))
+}

@@ -1,0 +1,218 @@
+//! `GET /api/v1/watch`: every change once and in order, from any revision that is kept, as server-sent events or by
+//! long poll.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, stream};
+use globset::{GlobBuilder, GlobMatcher};
+use serde_json::json;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, timeout_at};
+
+use super::feed::{BATCH_MAX, Batch, Event, Place, read};
+use crate::cluster::readiness::Readiness;
+use crate::oci::error::{Code, OciError};
+use crate::oci::extract::{header, query};
+use crate::oci::{FLOTILLA_REVISION, Oci, decimal, past};
+
+/// A comment line goes out when nothing else did for this long, so that nobody takes the connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The longest that a poll waits.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The most who may watch one node.
+const WATCHERS_MAX: usize = 10_000;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// `since` (or `Last-Event-ID`) is a revision, or the id of an event: what comes after it is told. Without it, what
+/// comes from now on. `repository` is a pattern, `wait` (seconds) makes it a poll.
+pub(super) async fn get(
+    oci: web::Data<Oci>,
+    readiness: web::Data<Readiness>,
+    request: HttpRequest,
+) -> Result<HttpResponse, OciError> {
+    if oci.feed.watchers() >= WATCHERS_MAX {
+        return Err(OciError::busy("as many as may watch this node do"));
+    }
+    let wanted = query(&request, "repository").map(|pattern| glob(&pattern)).transpose()?;
+    let wait = query(&request, "wait").map(|text| seconds(&text)).transpose()?;
+    // Before the first look into state: what is applied after that look is in the feed.
+    let batches = oci.feed.subscribe();
+    let since = header(&request, LAST_EVENT_ID).map(Into::into).or_else(|| query(&request, "since"));
+    let place = match since {
+        Some(text) => place(&text)?,
+        None => {
+            oci.consensus.read_barrier().await?;
+            Place::after(oci.consensus.applied_index())
+        }
+    };
+    check_kept(&oci, place)?;
+    let watcher = Watcher { oci, readiness, batches, place, wanted, is_behind: true };
+    match wait {
+        Some(wait) => watcher.poll(wait).await,
+        None => Ok(HttpResponse::Ok()
+            .insert_header((CONTENT_TYPE, "text/event-stream"))
+            .insert_header((CACHE_CONTROL, "no-store"))
+            .insert_header((FLOTILLA_REVISION, decimal(place.revision)))
+            .streaming(watcher.stream())),
+    }
+}
+
+fn check_kept(oci: &Oci, place: Place) -> Result<(), OciError> {
+    let oldest = oci.consensus.registry().history_floor()?;
+    if place.revision < oldest { Err(past::forgotten(place.revision, oldest)) } else { Ok(()) }
+}
+
+/// `REVISION` or `REVISION.N`
+fn place(text: &str) -> Result<Place, OciError> {
+    let parsed = match text.split_once('.') {
+        None => text.parse().ok().map(Place::after),
+        Some((revision, number)) => revision.parse().ok().zip(number.parse().ok()).map(|(revision, number)| Place { revision, number }),
+    };
+    parsed.ok_or_else(|| OciError::bad_request(Code::Unsupported, "since must be a revision, or the id of an event"))
+}
+
+fn glob(pattern: &str) -> Result<GlobMatcher, OciError> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    let glob = glob.map_err(|error| OciError::bad_request(Code::Unsupported, format!("repository: {error}")))?;
+    Ok(glob.compile_matcher())
+}
+
+fn seconds(text: &str) -> Result<Duration, OciError> {
+    let refused = || OciError::bad_request(Code::Unsupported, "wait must be a number of seconds");
+    Ok(Duration::from_secs(text.parse().map_err(|_| refused())?).min(WAIT_MAX))
+}
+
+struct Watcher {
+    oci: web::Data<Oci>,
+    readiness: web::Data<Readiness>,
+    batches: Receiver<Arc<Batch>>,
+    /// Everything up to here was told.
+    place: Place,
+    wanted: Option<GlobMatcher>,
+    /// There is more in state than was told; else the feed brings what is new.
+    is_behind: bool,
+}
+
+/// What came of waiting for changes.
+#[derive(PartialEq, Eq)]
+enum Next {
+    /// Some were told.
+    Told,
+    /// None came in time.
+    Nothing,
+    /// The node is stopping, or what follows is forgotten: the client asks again, and hears which.
+    End,
+}
+
+impl Watcher {
+    /// Server-sent events, for as long as the client listens.
+    fn stream(self) -> impl Stream<Item = Result<Bytes, OciError>> {
+        stream::unfold(self, |mut watcher| async move {
+            let mut text = BytesMut::new();
+            let told = watcher.next(Instant::now() + KEEP_ALIVE, |event| text.extend_from_slice(&event.text)).await;
+            match told {
+                Next::Told => Some((Ok(text.freeze()), watcher)),
+                Next::Nothing => Some((Ok(Bytes::from_static(b":\n\n")), watcher)),
+                Next::End => None,
+            }
+        })
+    }
+
+    /// What came by now, or the first that comes; `next` is where the next poll goes on.
+    async fn poll(mut self, wait: Duration) -> Result<HttpResponse, OciError> {
+        let mut events = Vec::new();
+        if self.next(Instant::now() + wait, |event| events.push(event.shown())).await == Next::End {
+            return Err(OciError::unavailable("this node is stopping"));
+        }
+        let next = self.place.to_string();
+        let revision = decimal(self.place.revision);
+        Ok(HttpResponse::Ok()
+            .insert_header((CACHE_CONTROL, "no-store"))
+            .insert_header((FLOTILLA_REVISION, revision))
+            .json(json!({ "next": next, "events": events })))
+    }
+
+    /// Tells what came by now, or waits for it.
+    async fn next(&mut self, deadline: Instant, mut tell: impl FnMut(&Event)) -> Next {
+        loop {
+            let batch = match self.is_behind {
+                true => self.from_state().await,
+                false => self.from_feed(deadline).await,
+            };
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(next) => return next,
+            };
+            let mut told = Next::Nothing;
+            for event in batch.iter().flat_map(|batch| &batch.events).filter(|event| event.place > self.place) {
+                self.place = event.place;
+                if self.wanted.as_ref().is_none_or(|wanted| wanted.is_match(event.repository.as_str())) {
+                    tell(event);
+                    told = Next::Told;
+                }
+            }
+            if told == Next::Told {
+                return told;
+            }
+        }
+    }
+
+    async fn from_state(&mut self) -> Result<Option<Arc<Batch>>, Next> {
+        if self.readiness.is_stopping() || check_kept(&self.oci, self.place).is_err() {
+            return Err(Next::End);
+        }
+        let (registry, after) = (self.oci.consensus.registry().clone(), self.place);
+        let Ok(Ok(events)) = web::block(move || read(&registry, after)).await else { return Err(Next::End) };
+        self.is_behind = events.len() == BATCH_MAX;
+        Ok(Some(Arc::new(Batch { after, events })))
+    }
+
+    async fn from_feed(&mut self, deadline: Instant) -> Result<Option<Arc<Batch>>, Next> {
+        let received = tokio::select! {
+            received = timeout_at(deadline, self.batches.recv()) => received.map_err(|_| Next::Nothing)?,
+            () = self.readiness.stopped() => return Err(Next::End),
+        };
+        match received {
+            Ok(batch) if batch.after <= self.place => Ok(Some(batch)),
+            // Something lies between that only state can tell.
+            Ok(_) | Err(RecvError::Lagged(_)) => {
+                self.is_behind = true;
+                Ok(None)
+            }
+            Err(RecvError::Closed) => Err(Next::End),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_revision_or_the_id_of_an_event() {
+        assert_eq!(place("7").unwrap(), Place::after(7));
+        assert_eq!(place("7.2").unwrap(), Place { revision: 7, number: 2 });
+        assert!(place("7.2").unwrap() < place("7").unwrap(), "a revision alone means all of it");
+        for id in ["7.2", "8"] {
+            assert_eq!(place(id).unwrap().to_string(), id, "what a poll answers with is understood");
+        }
+        for odd in ["", "x", "-1", "7.", ".2", "7.2.1"] {
+            assert!(place(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn patterns_keep_to_segments() {
+        assert!(glob("team/*").unwrap().is_match("team/app") && !glob("team/*").unwrap().is_match("team/app/x"));
+        assert!(glob("team/**").unwrap().is_match("team/app/x"));
+        assert!(glob("[").is_err());
+    }
+}

@@ -1,0 +1,46 @@
+//! Reads in the past: `?revision=` on a tag or a list of tags, as far back as changes are kept.
+
+use actix_web::HttpRequest;
+use actix_web::http::StatusCode;
+
+use super::Oci;
+use super::error::{Code, OciError};
+use super::extract::query;
+
+/// The revision that a request asks for, applied here by now. What was true at a revision never changes, so no
+/// majority is asked where this node has it.
+///
+/// # Errors
+/// 400 for what is no revision or lies in the future, 410 for one that is forgotten, 503 where neither is known.
+pub(super) async fn revision(oci: &Oci, request: &HttpRequest) -> Result<Option<u64>, OciError> {
+    let Some(text) = query(request, "revision") else { return Ok(None) };
+    let revision: u64 = text
+        .parse()
+        .map_err(|_| OciError::bad_request(Code::Unsupported, "revision must be a number, as in Flotilla-Revision"))?;
+    reach(oci, revision).await?;
+    Ok(Some(revision))
+}
+
+/// Makes sure that a revision is applied here and is not forgotten.
+///
+/// # Errors
+/// As [`revision`].
+pub(super) async fn reach(oci: &Oci, revision: u64) -> Result<(), OciError> {
+    if revision > oci.consensus.applied_index() {
+        oci.consensus.read_barrier().await?;
+    }
+    if revision > oci.consensus.applied_index() {
+        return Err(OciError::bad_request(Code::Unsupported, format!("revision {revision} is still to come")));
+    }
+    let oldest = oci.consensus.registry().history_floor()?;
+    if revision < oldest {
+        return Err(forgotten(revision, oldest));
+    }
+    Ok(())
+}
+
+/// 410: the revision is older than what is kept.
+pub(crate) fn forgotten(revision: u64, oldest: u64) -> OciError {
+    let message = format!("revision {revision} is forgotten; the oldest that can be read is {oldest}");
+    OciError::new(StatusCode::GONE, Code::Unsupported, message).detail(serde_json::json!({ "oldest": oldest }))
+}
