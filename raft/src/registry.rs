@@ -285,9 +285,8 @@ impl Registry {
         let prefix = keys::history(repository, tag);
         let after = before.map(|before| keys::version(repository, tag, before));
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        let version = |(key, value): (Vec<u8>, Vec<u8>)| {
-            Ok((keys::revision_of_version(&key)?, wire::decode(Kind::Row, &value)?))
-        };
+        let version =
+            |(key, value): (Vec<u8>, Vec<u8>)| Ok((keys::revision_of_version(&key)?, wire::decode(Kind::Row, &value)?));
         rows.into_iter().map(version).collect()
     }
 
@@ -331,9 +330,8 @@ impl Registry {
     /// Damaged data.
     pub fn changes(&self, after: (u64, u32), limit: usize) -> Result<Vec<((u64, u32), Change)>, StorageError> {
         let rows = self.store.scan(&keys::changes(), Some(&keys::change(after.0, after.1)), limit)?;
-        let change = |(key, value): (Vec<u8>, Vec<u8>)| {
-            Ok((keys::place_of_change(&key)?, wire::decode(Kind::Row, &value)?))
-        };
+        let change =
+            |(key, value): (Vec<u8>, Vec<u8>)| Ok((keys::place_of_change(&key)?, wire::decode(Kind::Row, &value)?));
         rows.into_iter().map(change).collect()
     }
 

@@ -13,8 +13,8 @@ use super::content::{self, Content, read_body};
 use super::error::{Code, OciError};
 use super::extract::{Reference, query_all};
 use super::manifest_document::ManifestDocument;
-use super::{condition, past};
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
+use super::{condition, past};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");

@@ -126,8 +126,13 @@ impl Found {
         if record.media_type != OCI_INDEX {
             return Ok(());
         }
-        let content =
-            Content { digest: tagged.digest, size: record.size, inline: record.inline, media_type: OCI_INDEX, hot: true };
+        let content = Content {
+            digest: tagged.digest,
+            size: record.size,
+            inline: record.inline,
+            media_type: OCI_INDEX,
+            hot: true,
+        };
         let index: Value = match serde_json::from_slice(&content.read(oci).await?) {
             Ok(index) => index,
             Err(_) => return Ok(()),

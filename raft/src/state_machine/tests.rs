@@ -135,11 +135,9 @@ fn command(line: &str) -> Command {
             from: words.get(3).map(|from| from.parse().expect("a repository")),
         },
         "unlink" => Command::UnlinkBlob { repository, digest: digest(words[2]) },
-        "delete-tag" => Command::DeleteTag {
-            repository,
-            tag: words[2].parse().expect("a tag"),
-            condition: condition(words.get(3)),
-        },
+        "delete-tag" => {
+            Command::DeleteTag { repository, tag: words[2].parse().expect("a tag"), condition: condition(words.get(3)) }
+        }
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {

@@ -49,7 +49,8 @@ pub(super) async fn history(oci: web::Data<Oci>, request: HttpRequest, path: Pat
         answer.insert_header(warning);
     }
     if let Some((last, _)) = versions.last().filter(|_| more) {
-        let next = format!("</api/v1/repositories/{repository}/tags/{tag}/history?n={limit}&before={last}>; rel=\"next\"");
+        let next =
+            format!("</api/v1/repositories/{repository}/tags/{tag}/history?n={limit}&before={last}>; rel=\"next\"");
         answer.insert_header((LINK, checked(next)));
     }
     let versions: Vec<_> = versions.iter().map(|(revision, version)| shown(*revision, version)).collect();

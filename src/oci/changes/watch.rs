@@ -74,7 +74,9 @@ fn check_kept(oci: &Oci, place: Place) -> Result<(), OciError> {
 fn place(text: &str) -> Result<Place, OciError> {
     let parsed = match text.split_once('.') {
         None => text.parse().ok().map(Place::after),
-        Some((revision, number)) => revision.parse().ok().zip(number.parse().ok()).map(|(revision, number)| Place { revision, number }),
+        Some((revision, number)) => {
+            revision.parse().ok().zip(number.parse().ok()).map(|(revision, number)| Place { revision, number })
+        }
     };
     parsed.ok_or_else(|| OciError::bad_request(Code::Unsupported, "since must be a revision, or the id of an event"))
 }
