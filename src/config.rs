@@ -105,7 +105,7 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) shutdown_timeout: Duration,
 
-    /// What to log: error, warn, info, debug or trace, or a filter such as info,flotilla_raft=debug
+    /// What to log: error, warn, info or debug, or a filter such as info,flotilla_raft=debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
     pub(crate) log_level: String,
 
@@ -190,7 +190,12 @@ impl Loaded {
             Config::from_arg_matches(&sources::parse(&given)).expect("each value was checked when it was read");
         let loaded = Self { config, origins: given.origins() };
         match loaded.config.contradiction() {
-            Some((key, reason)) => Err(Refused::new(key, loaded.origin(key), reason)),
+            // The setting that somebody gave is the one to look at, not the default beside it.
+            Some((keys, reason)) => {
+                let given = keys.iter().find(|key| loaded.origin(key) != Origin::Default);
+                let key = given.or(keys.first()).copied().unwrap_or_default();
+                Err(Refused::new(key, loaded.origin(key), reason))
+            }
             None => Ok(loaded),
         }
     }
@@ -249,13 +254,14 @@ fn host_name() -> Result<String, Refused> {
 
 impl Config {
     /// Each value is good by itself when this runs; here are the pairs that do not go together.
-    fn contradiction(&self) -> Option<(&'static str, String)> {
+    fn contradiction(&self) -> Option<(&'static [&'static str], String)> {
         let raft = &self.raft;
         if self.min_copies > self.replicas {
-            return Some(("min_copies", format!("{} is more than replicas ({})", self.min_copies, self.replicas)));
+            let reason = format!("min_copies ({}) is more than replicas ({})", self.min_copies, self.replicas);
+            return Some((&["min_copies", "replicas"], reason));
         }
         if self.max_manifest_size > ByteSize::mib(64) {
-            return Some(("max_manifest_size", "is more than 64MiB".to_owned()));
+            return Some((&["max_manifest_size"], "is more than 64MiB".to_owned()));
         }
         if self.initial_cluster_size > self.peers.len() + 1 {
             let reason = format!(
@@ -263,23 +269,25 @@ impl Config {
                 self.initial_cluster_size,
                 self.peers.len()
             );
-            return Some(("initial_cluster_size", reason));
+            return Some((&["initial_cluster_size", "peers"], reason));
         }
         if let Some(twice) =
             self.peers.iter().enumerate().find_map(|(i, peer)| self.peers[..i].iter().find(|p| *p == peer))
         {
-            return Some(("peers", format!("{twice} is listed twice")));
+            return Some((&["peers"], format!("{twice} is listed twice")));
         }
         if self.listen == self.peer_listen && self.listen.port() != 0 {
-            return Some(("peer_listen", format!("{} is the address of listen too", self.listen)));
+            let reason = format!("{} is the address of listen and of peer_listen", self.listen);
+            return Some((&["peer_listen", "listen"], reason));
         }
         if raft.election_min < raft.heartbeat * 3 {
-            let reason = "must be at least three heartbeats, or one that is late starts an election";
-            return Some(("raft.election_min", reason.to_owned()));
+            let reason = "raft.election_min must be at least three times raft.heartbeat, or one heartbeat that is late \
+                          starts an election";
+            return Some((&["raft.election_min", "raft.heartbeat"], reason.to_owned()));
         }
         if raft.election_max <= raft.election_min {
-            let reason = "must be more than raft.election_min, or nodes stand at the same time";
-            return Some(("raft.election_max", reason.to_owned()));
+            let reason = "raft.election_max must be more than raft.election_min, or nodes stand at the same time";
+            return Some((&["raft.election_max", "raft.election_min"], reason.to_owned()));
         }
         None
     }

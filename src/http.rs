@@ -44,6 +44,7 @@ pub(crate) fn app(
         .wrap(from_fn(accompany))
         .configure(operator::configure)
         .configure(oci::changes::configure)
+        .configure(oci::settings::configure)
         .service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution))
         .default_service(web::to(nothing_here))
 }
@@ -92,6 +93,12 @@ async fn distribution(
     payload: web::Payload,
 ) -> HttpResponse {
     let routed = async {
+        if readiness.is_stopping() {
+            return Err(OciError::unavailable("this node is stopping"));
+        }
+        if oci.consensus.members().is_empty() {
+            return Err(OciError::unavailable("this node belongs to no cluster yet: it waits for its peers"));
+        }
         // What this node knows may be older than what it answered before it was started again.
         if !readiness.is_started() {
             return Err(OciError::unavailable("this node was started a moment ago and is still catching up"));

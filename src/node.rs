@@ -188,7 +188,7 @@ async fn stop(
 ) {
     tracing::info!("stopping");
     consensus.hand_over().await;
-    clients.pause().await;
+    // New connections go on being accepted, to hear that this node is not ready: else they would hang until the end.
     let began = Instant::now();
     while readiness.in_flight() > 0 && began.elapsed() < limit {
         tokio::time::sleep(Duration::from_millis(20)).await;

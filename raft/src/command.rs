@@ -92,6 +92,13 @@ pub enum Command {
     },
     /// Moves and removes tags of any repositories, all of them or none. Each tag is named once.
     MoveTags(Vec<TagChange>),
+    /// Replaces the settings that all nodes share.
+    PutSettings {
+        /// The document, as [`crate::settings::Rules::parse`] reads it.
+        document: String,
+        /// The revision of the settings that this replaces; any where `None`, 0 for none.
+        expected: Option<u64>,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -130,6 +137,7 @@ impl Command {
             Self::DeleteManifest { .. } => "delete-manifest",
             Self::UnlinkBlob { .. } => "unlink-blob",
             Self::MoveTags(_) => "move-tags",
+            Self::PutSettings { .. } => "put-settings",
         }
     }
 
@@ -247,6 +255,25 @@ pub enum Refusal {
         /// Where it points; `None` where there is no such tag.
         current: Option<Digest>,
     },
+    /// A rule keeps the tag where it is.
+    #[error("tag {tag} of {repository} is immutable by the rule «{rule}»")]
+    TagImmutable {
+        /// The repository.
+        repository: RepositoryName,
+        /// The tag.
+        tag: Tag,
+        /// The rule's name.
+        rule: String,
+    },
+    /// The settings are others than the ones that were to be replaced.
+    #[error("the settings were changed at revision {current}")]
+    SettingsChanged {
+        /// Their revision; 0 where none were put yet.
+        current: u64,
+    },
+    /// The settings are not valid.
+    #[error("the settings are not valid: {0}")]
+    SettingsInvalid(String),
     /// One of several changes was refused, and with it all of them.
     #[error("change {number}: {refusal}")]
     InChange {

@@ -23,6 +23,7 @@ pub mod names;
 pub mod network;
 mod read_gate;
 pub mod registry;
+pub mod settings;
 mod snapshot;
 pub mod state_machine;
 mod state_store;
@@ -37,4 +38,6 @@ pub use command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Propos
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
-pub use registry::{Change, Changed, LinkRecord, ManifestRecord, Referrer, Registry, TagRecord, TagVersion};
+pub use registry::{
+    Change, Changed, LinkRecord, ManifestRecord, Referrer, Registry, SettingsRecord, TagRecord, TagVersion,
+};

@@ -139,6 +139,15 @@ pub struct FileBlobs {
     pub next: Option<Digest>,
 }
 
+/// The settings that all nodes share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsRecord {
+    /// The JSON document, as it was put.
+    pub document: String,
+    /// The log index at which it was put.
+    pub revision: u64,
+}
+
 /// How much a repository holds. The row is there while anything is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RepositoryRecord {
@@ -172,6 +181,14 @@ impl Registry {
     /// Damaged data.
     pub fn cluster_id(&self) -> Result<Option<Uuid>, StorageError> {
         self.row(&keys::cluster_id())
+    }
+
+    /// The settings that all nodes share, if any were put.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn settings(&self) -> Result<Option<SettingsRecord>, StorageError> {
+        self.row(&keys::settings())
     }
 
     /// What a tag points at.

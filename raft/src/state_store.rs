@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::command::{Answer, Body, Command, Outcome, Proposal};
 use crate::member::{Member, NodeId};
 use crate::snapshot::{Builder, Copy, Snapshot};
-use crate::state_machine::{self, Reader, State, keys, long_rows};
+use crate::state_machine::{self, Reader, State, StoredSettings, keys, long_rows};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::{self, Kind};
 
@@ -115,8 +115,13 @@ impl StateStore {
         let (progress, progress_seen) = watch::channel(progress_of(&applied));
         let (blobs, _) = broadcast::channel(4096);
         let (jobs, queue) = mpsc::channel(JOBS);
-        let worker =
-            Worker { store: store.clone(), progress: progress.clone(), blobs: blobs.clone(), flushing: Arc::default() };
+        let worker = Worker {
+            store: store.clone(),
+            progress: progress.clone(),
+            blobs: blobs.clone(),
+            flushing: Arc::default(),
+            settings: StoredSettings::default(),
+        };
         std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || worker.run(queue))
@@ -165,10 +170,11 @@ struct Worker {
     progress: watch::Sender<Progress>,
     blobs: broadcast::Sender<AppliedBlob>,
     flushing: Arc<AtomicBool>,
+    settings: StoredSettings,
 }
 
 impl Worker {
-    fn run(self, mut queue: mpsc::Receiver<Job>) {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = queue.blocking_recv() {
             match job {
                 Job::Apply(work, applied, done) => {
@@ -183,10 +189,11 @@ impl Worker {
         }
     }
 
-    fn apply(&self, work: Vec<Work>, mut applied: AppliedRow) -> Result<AppliedRow, StorageError> {
+    fn apply(&mut self, work: Vec<Work>, mut applied: AppliedRow) -> Result<AppliedRow, StorageError> {
         let reader = Stored(&self.store);
         let members = applied.membership.membership().nodes().map(|(id, _)| *id).collect();
-        let mut state = State::new(&reader, members, applied.time_ms);
+        let rules = self.settings.rules(&reader)?;
+        let mut state = State::new(&reader, members, applied.time_ms, rules);
         let mut answers = Vec::new();
         let mut named = Vec::new();
         for (entry, responder) in work {

@@ -40,7 +40,8 @@ impl Cluster {
             Ok(Verdict::Degraded | Verdict::NoQuorum) => Ok(ExitCode::FAILURE),
             Err(error) => {
                 super::complain(format_args!(
-                    "no answer from {}: {error:#}\nIs the node running? Try another one with --url or FLOTILLA_URL.",
+                    "{} does not say how the cluster is: {error:#}\nIs this the URL of a running node? Try another one \
+                     with --url or FLOTILLA_URL.",
                     status.url
                 ));
                 Ok(ExitCode::from(EXIT_NO_ANSWER))

@@ -27,11 +27,15 @@ async fn healthz() -> HttpResponse {
     HttpResponse::Ok().body("alive\n")
 }
 
-async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
+async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>) -> HttpResponse {
     if readiness.is_ready() {
         return HttpResponse::Ok().body("ready\n");
     }
-    let reason = if readiness.is_stopping() { "stopping\n" } else { "catching up\n" };
+    let reason = match () {
+        () if readiness.is_stopping() => "stopping\n",
+        () if consensus.members().is_empty() => "waiting for peers to found or join a cluster\n",
+        () => "catching up\n",
+    };
     HttpResponse::ServiceUnavailable().body(reason)
 }
 
@@ -59,7 +63,8 @@ fn state(consensus: &Consensus, cluster_id: String) -> ClusterStatus {
     let name = |id: NodeId| {
         members.iter().find(|member| member.id == id).map_or_else(String::new, |member| member.record.name.clone())
     };
-    let nodes = members.iter().map(|member| node(consensus, member, leader, raft.commit_index)).collect();
+    let mut nodes: Vec<_> = members.iter().map(|member| node(consensus, member, leader, raft.commit_index)).collect();
+    nodes.sort_by(|one: &NodeStatus, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
     ClusterStatus::new(
         cluster_id,
         raft.term,

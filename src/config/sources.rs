@@ -197,7 +197,7 @@ fn reason(error: &clap::Error) -> String {
         return source.to_string();
     }
     match error.get(ContextKind::ValidValue) {
-        Some(ContextValue::Strings(values)) => format!("must be one of {}", values.join(", ")),
+        Some(ContextValue::Strings(values)) if !values.is_empty() => format!("must be one of {}", values.join(", ")),
         _ => "a value is missing".to_owned(),
     }
 }

@@ -69,7 +69,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// More than `debug` is not compiled in.
+const LOG_LEVELS: [&str; 5] = ["off", "error", "warn", "info", "debug"];
+
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    for directive in text.split(',') {
+        let level = directive.rsplit('=').next().unwrap_or_default().trim();
+        if !LOG_LEVELS.contains(&level) {
+            return Err(format!("{level:?} is not one of {}", LOG_LEVELS.join(", ")));
+        }
+    }
     tracing_subscriber::EnvFilter::try_new(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }

@@ -11,6 +11,7 @@ mod manifest_document;
 mod manifests;
 mod past;
 mod referrers;
+pub(crate) mod settings;
 mod tags;
 pub(crate) mod uploads;
 
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use actix_web::HttpResponse;
 use actix_web::http::header::{HeaderName, HeaderValue};
-use flotilla_raft::{Consensus, ReadError};
+use flotilla_raft::{Command, Consensus, ReadError, Refusal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -91,8 +92,36 @@ impl Oci {
         look()
     }
 
+    /// Why a removal would be refused, if it would. Anyone could make the log grow if that were left to apply.
+    fn nothing_to_remove(&self, command: &Command) -> Result<Option<Refusal>, OciError> {
+        let registry = self.consensus.registry();
+        let (repository, is_there, refusal) = match command {
+            Command::DeleteTag { repository, tag, condition: None } => {
+                (repository, registry.tag(repository, tag)?.is_some(), Refusal::TagUnknown)
+            }
+            Command::DeleteManifest { repository, digest } => {
+                (repository, registry.manifest(repository, digest)?.is_some(), Refusal::ManifestUnknown)
+            }
+            Command::UnlinkBlob { repository, digest } => {
+                (repository, registry.link(repository, digest)?.is_some(), Refusal::BlobUnknown)
+            }
+            _ => return Ok(None),
+        };
+        Ok(match is_there {
+            true => None,
+            false if registry.repository_exists(repository)? => Some(refusal),
+            false => Some(Refusal::RepositoryUnknown),
+        })
+    }
+
     /// Proposes a removal and waits until no node that answers shows what was removed.
-    async fn remove(&self, command: flotilla_raft::Command) -> Result<HttpResponse, OciError> {
+    async fn remove(&self, command: Command) -> Result<HttpResponse, OciError> {
+        if self.nothing_to_remove(&command)?.is_some() {
+            self.consensus.read_barrier().await?;
+            if let Some(refusal) = self.nothing_to_remove(&command)? {
+                return Err(OciError::from(refusal).revision(self.consensus.applied_index()));
+            }
+        }
         let answer = self.consensus.propose(Uuid::new_v4(), command).await?;
         answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
         self.consensus.wait_applied_everywhere(answer.revision).await;

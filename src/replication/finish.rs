@@ -118,6 +118,7 @@ impl Turn {
     }
 
     async fn link(&self, digest: Digest, size: u64, body: Body) -> Result<Result<Finished, Refusal>, UploadError> {
+        self.session.check_open()?;
         let repository = self.session.repository().clone();
         let command = Command::LinkBlob { repository, digest, size, body };
         match self.session.replication().consensus().propose(self.session.id(), command).await {

@@ -61,11 +61,20 @@ impl Replication {
     ) -> Result<BlobStream, ReadBlobError> {
         match self.read_local(digest, range.clone()).await {
             Ok(Some(local)) => return Ok(local),
+            Ok(None) if self.belongs_here(digest) => self.missed(digest, size),
             Ok(None) => {}
-            // Others have copies: a bad sector here is no reason to fail a pull.
+            // Others have copies: a file that cannot even be opened is no reason to fail a pull.
             Err(error) => tracing::error!(%digest, %error, "this node's copy of a blob cannot be read"),
         }
         self.read_remote(digest, size, range).await
+    }
+
+    /// A file that was here is not: repair works off what is counted as missing.
+    fn missed(&self, digest: &Digest, size: u64) {
+        if self.tally().is_held(digest) {
+            tracing::warn!(%digest, "this node's copy of a blob is gone: it is fetched again");
+            self.tally().record(digest, size, false);
+        }
     }
 
     /// The bytes of this node's own copy; `None` where it has none.

@@ -4,7 +4,7 @@
 //! at the latest when the next request begins: a client that asks for the offset is told bytes that all arrived.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -81,6 +81,7 @@ pub(crate) struct Session {
     memory: Budget,
     content: Arc<tokio::sync::Mutex<Content>>,
     offset: AtomicU64,
+    cancelled: AtomicBool,
     touched: Mutex<Instant>,
 }
 
@@ -146,6 +147,7 @@ impl Session {
             memory,
             content: Arc::new(Content::Memory(held).into()),
             offset: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
             touched: Mutex::new(Instant::now()),
         }
     }
@@ -178,18 +180,26 @@ impl Session {
         let content = timeout(TURN_TIMEOUT, lock).await.map_err(|_| UploadError::Busy)?;
         let mut turn = Turn { session: Arc::clone(self), content };
         turn.roll_back().await?;
+        self.check_open()?;
         match *turn.content {
             Content::Gone => Err(UploadError::Unknown),
             _ => Ok(turn),
         }
     }
 
-    /// Gives the session up. A request at work on it ends by itself.
+    /// Gives the session up. A request at work on it brings its body to the end, and hears that there is none.
     pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
         self.replication.close_session(self.id);
         if let Ok(mut content) = self.content.try_lock() {
             *content = Content::Gone;
         }
+    }
+
+    /// # Errors
+    /// `Unknown` once it was given up.
+    pub(super) fn check_open(&self) -> Result<(), UploadError> {
+        if self.cancelled.load(Ordering::Acquire) { Err(UploadError::Unknown) } else { Ok(()) }
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -304,6 +314,7 @@ impl Turn {
     /// # Errors
     /// The disk failed.
     pub(crate) async fn commit(mut self) -> Result<u64, UploadError> {
+        self.session.check_open()?;
         match &mut *self.content {
             Content::Gone => return Err(UploadError::Unknown),
             // Nothing may be added to what is durable under its digest already.

@@ -165,7 +165,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lock = lock_folder(dir.path()).unwrap();
         let second = lock_folder(dir.path()).unwrap_err();
-        assert!(matches!(second, StorageError::Io { source, .. } if source.kind() == ErrorKind::WouldBlock));
+        assert!(matches!(second, StorageError::Io { error, .. } if error.kind() == ErrorKind::WouldBlock));
         drop(lock);
         lock_folder(dir.path()).unwrap();
     }

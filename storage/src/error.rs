@@ -10,13 +10,13 @@ use std::sync::Arc;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// The operating system refused; the path says where.
-    #[error("{}: {source}", path.display())]
+    // Not as a source: its words are in the message.
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder concerned.
         path: PathBuf,
         /// What the operating system said.
-        #[source]
-        source: Arc<io::Error>,
+        error: Arc<io::Error>,
     },
     /// sled failed or panicked. The store that saw it stays closed.
     #[error("sled failed while {doing}: {message}")]
@@ -41,6 +41,14 @@ pub enum StorageError {
         found: u32,
         /// The newest version that this program reads.
         known: u32,
+    },
+    /// A folder that should become a data folder holds something else.
+    #[error("{} is no data folder of Flotilla, and not empty: it holds `{name}`. Name an empty or a new one", folder.display())]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// One thing in it.
+        name: String,
     },
     /// A flush would not reach the device: the program was linked so that sled's sync call is the C library's own.
     #[error("sled's flush does not reach the disk in this build: refusing to store anything")]
@@ -79,8 +87,8 @@ pub enum StorageError {
 
 impl StorageError {
     /// An operating system error at a path.
-    pub fn io(path: &Path, source: io::Error) -> Self {
-        StorageError::Io { path: path.to_path_buf(), source: Arc::new(source) }
+    pub fn io(path: &Path, error: io::Error) -> Self {
+        StorageError::Io { path: path.to_path_buf(), error: Arc::new(error) }
     }
 
     /// Damaged data, in words that can be read alone.
@@ -92,7 +100,8 @@ impl StorageError {
 impl From<StorageError> for io::Error {
     fn from(error: StorageError) -> Self {
         let kind = match &error {
-            StorageError::Io { source, .. } => source.kind(),
+            StorageError::Io { error, .. } => error.kind(),
+            StorageError::Foreign { .. } => io::ErrorKind::AlreadyExists,
             StorageError::Corrupt { .. } | StorageError::TailLost { .. } => io::ErrorKind::InvalidData,
             StorageError::Version { .. } => io::ErrorKind::Unsupported,
             StorageError::TooLarge { .. } => io::ErrorKind::InvalidInput,

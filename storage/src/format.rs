@@ -93,6 +93,19 @@ pub fn open_versioned(kind: u8, known_version: u8, bytes: &[u8]) -> Result<(u8, 
     Ok((version, payload))
 }
 
+/// A folder that is about to become ours holds nothing but what a start leaves behind, or a new file system.
+fn check_empty(dir: &Path) -> Result<(), StorageError> {
+    let entries = std::fs::read_dir(dir).map_err(|error| StorageError::io(dir, error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| StorageError::io(dir, error))?.file_name();
+        let name = name.to_string_lossy();
+        if !["lock", "lost+found"].contains(&name.as_ref()) && !name.starts_with('.') {
+            return Err(StorageError::Foreign { folder: dir.to_path_buf(), name: name.into_owned() });
+        }
+    }
+    Ok(())
+}
+
 fn checksum(head: &[u8], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(head), payload)
 }
@@ -100,7 +113,7 @@ fn checksum(head: &[u8], payload: &[u8]) -> u32 {
 /// Checks that a data folder can be used by this program; an empty one becomes ours. Makes the folder if it is missing.
 ///
 /// # Errors
-/// `Version` if a newer program wrote it, `Corrupt` if the file `format` is unreadable or is missing beside data.
+/// `Version` if a newer program wrote it, `Foreign` if it holds what is not ours, `Corrupt` if the file `format` is unreadable or is missing beside data.
 pub fn check_data_dir(dir: &Path) -> Result<(), StorageError> {
     durable_file::create_dir_durably(dir)?;
     let path = dir.join(FORMAT_FILE);
@@ -109,6 +122,7 @@ pub fn check_data_dir(dir: &Path) -> Result<(), StorageError> {
             let what = format!("{} holds data but no file `{FORMAT_FILE}`", dir.display());
             return Err(StorageError::corrupt(what));
         }
+        check_empty(dir)?;
         return durable_file::write_atomically(&path, format!("flotilla {DATA_VERSION}\n").as_bytes());
     };
     let found: u32 = std::str::from_utf8(&bytes)

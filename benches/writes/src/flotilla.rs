@@ -280,7 +280,7 @@ impl Client for FlotillaClient {
             actor: String::new(),
             command: Command::PutManifest(Box::new(put)),
         };
-        let call = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &[proposal], CALL_WITHIN);
+        let call = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &std::slice::from_ref(&proposal), CALL_WITHIN);
         let [reply] = <[ProposeReply; 1]>::try_from(call.await?).map_err(|_| anyhow!("not one reply to one proposal"))?;
         match reply {
             ProposeReply::Answered(Answer { revision, result: Ok(_) }) => {

@@ -39,6 +39,16 @@ pub(crate) fn request_floor() -> Vec<u8> {
     key(Keyspace::Meta, &[b"floor"])
 }
 
+/// The row of the settings that all nodes share.
+pub(crate) fn settings() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"settings"])
+}
+
+/// The row of the revision at which the settings were put.
+pub(crate) fn settings_revision() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"settings-revision"])
+}
+
 /// The marker that a snapshot was built or installed.
 pub(crate) fn snapshot_marker() -> Vec<u8> {
     key(Keyspace::Meta, &[b"snapshot"])

@@ -9,12 +9,13 @@ use super::{Applied, State, history, keys, tags};
 use crate::command::{Body, ManifestPut, Outcome, Refusal};
 use crate::names::{RepositoryName, Tag};
 use crate::registry::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
+use crate::settings::MissingContent;
 use crate::wire::{self, Kind};
 
 /// Stores a manifest whose content the repository holds, and points the tags at it (invariant I3).
 pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     for tag in &put.tags {
-        if let Some(refusal) = tags::check(state, &put.repository, tag, put.condition)? {
+        if let Some(refusal) = tags::check(state, &put.repository, tag, Some(&put.digest), put.condition)? {
             return Ok(Err(refusal));
         }
     }
@@ -51,12 +52,14 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
     let Some(record) = state.get::<ManifestRecord>(&key)? else {
         return Ok(Err(state.unknown(repository, Refusal::ManifestUnknown)?));
     };
-    let prefix = keys::tags(repository);
-    for (key, value) in state.scan(&prefix)? {
-        if wire::decode::<TagRecord>(Kind::Row, &value)?.digest == *digest {
-            let tag: Tag = keys::text_after(&key, prefix.len())?;
-            tags::remove(state, repository, &tag, *digest)?;
+    let tagged = tags_of(state, repository, digest)?;
+    for tag in &tagged {
+        if let Some(refusal) = tags::check(state, repository, tag, None, None)? {
+            return Ok(Err(refusal));
         }
+    }
+    for tag in &tagged {
+        tags::remove(state, repository, tag, *digest)?;
     }
     if let Some(subject) = &record.subject {
         state.delete_long(keys::referrer(repository, subject, digest))?;
@@ -71,14 +74,32 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
     Ok(Ok(Outcome::Done))
 }
 
+fn tags_of(state: &State<'_>, repository: &RepositoryName, digest: &Digest) -> Result<Vec<Tag>, StorageError> {
+    let prefix = keys::tags(repository);
+    let mut tags = Vec::new();
+    for (key, value) in state.scan(&prefix)? {
+        if wire::decode::<TagRecord>(Kind::Row, &value)?.digest == *digest {
+            tags.push(keys::text_after(&key, prefix.len())?);
+        }
+    }
+    Ok(tags)
+}
+
 fn missing_content(state: &State<'_>, put: &ManifestPut) -> Result<Vec<Digest>, StorageError> {
     let blob = |digest: &Digest| state.exists(&keys::link(&put.repository, digest));
     let manifest = |digest: &Digest| state.exists(&keys::manifest(&put.repository, digest));
     let mut missing = BTreeSet::new();
+    let allowed = state.rules().missing_content(&put.repository);
+    if allowed == MissingContent::All {
+        return Ok(Vec::new());
+    }
     for digest in &put.blobs {
         if !blob(digest)? {
             missing.insert(*digest);
         }
+    }
+    if allowed == MissingContent::Children {
+        return Ok(missing.into_iter().collect());
     }
     for digest in &put.manifests {
         if !manifest(digest)? {

@@ -11,6 +11,7 @@ pub(crate) mod keys;
 pub(crate) mod long_rows;
 mod manifests;
 mod requests;
+mod settings;
 mod state;
 mod tags;
 
@@ -19,6 +20,7 @@ mod tests;
 
 use flotilla_storage::StorageError;
 
+pub(crate) use settings::Stored as StoredSettings;
 pub(crate) use state::{Reader, State};
 
 use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
@@ -56,6 +58,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::PutManifest(put) => manifests::put(state, put),
         Command::DeleteManifest { repository, digest } => manifests::delete(state, repository, digest),
         Command::DeleteTag { repository, tag, condition } => tags::delete(state, repository, tag, *condition),
+        Command::PutSettings { document, expected } => settings::put(state, document, *expected),
         Command::MoveTags(changes) => tags::change_all(state, changes),
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use flotilla_storage::{PresentRows, Rows, StorageError};
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
 use crate::registry::RepositoryRecord;
+use crate::settings::Rules;
 use crate::wire::{self, Kind};
 
 /// Where the stored rows come from.
@@ -32,12 +34,14 @@ pub(crate) struct State<'a> {
     changes: u32,
     time_ms: u64,
     actor: String,
+    rules: Arc<Rules>,
 }
 
 impl<'a> State<'a> {
-    /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far.
-    pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64) -> Self {
-        Self { reader, writes: BTreeMap::new(), members, index: 0, changes: 0, time_ms, actor: String::new() }
+    /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far, `rules` those of the
+    /// settings that are stored.
+    pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64, rules: Arc<Rules>) -> Self {
+        Self { reader, writes: BTreeMap::new(), members, index: 0, changes: 0, time_ms, actor: String::new(), rules }
     }
 
     /// The log index of the entry that is being applied.
@@ -71,6 +75,15 @@ impl<'a> State<'a> {
     pub(super) fn begin(&mut self, proposal: &Proposal) {
         self.time_ms = self.time_ms.max(proposal.time_ms);
         self.actor.clone_from(&proposal.actor);
+    }
+
+    /// The rules of the settings in force.
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.rules = Arc::new(rules);
     }
 
     /// Who asked for what is being applied.

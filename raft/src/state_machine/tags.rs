@@ -7,22 +7,31 @@ use crate::command::{Condition, Outcome, Refusal, TagChange};
 use crate::names::{RepositoryName, Tag};
 use crate::registry::TagRecord;
 
-/// Why a tag may not be changed now, if it may not.
+/// Why a tag may not come to point at `digest` (or be removed, where that is `None`), if it may not.
 pub(super) fn check(
     state: &State<'_>,
     repository: &RepositoryName,
     tag: &Tag,
+    digest: Option<&Digest>,
     condition: Option<Condition>,
 ) -> Result<Option<Refusal>, StorageError> {
-    let Some(condition) = condition else { return Ok(None) };
+    let rule = state.rules().immutable(repository, tag);
+    if condition.is_none() && rule.is_none() {
+        return Ok(None);
+    }
     let current = state.get::<TagRecord>(&keys::tag(repository, tag))?.map(|record| record.digest);
-    let holds = match condition {
+    let holds = condition.is_none_or(|condition| match condition {
         Condition::Absent => current.is_none(),
         Condition::Present => current.is_some(),
         Condition::At(digest) => current == Some(digest),
-    };
-    let failed = || Refusal::ConditionFailed { repository: repository.clone(), tag: tag.clone(), current };
-    Ok((!holds).then(failed))
+    });
+    if !holds {
+        return Ok(Some(Refusal::ConditionFailed { repository: repository.clone(), tag: tag.clone(), current }));
+    }
+    let moves = current.is_some() && current.as_ref() != digest;
+    let immutable =
+        |rule: &str| Refusal::TagImmutable { repository: repository.clone(), tag: tag.clone(), rule: rule.to_owned() };
+    Ok(rule.filter(|_| moves).map(immutable))
 }
 
 /// Points a tag at a manifest that the repository holds; the caller has made sure of that. Pointing it where it
@@ -61,7 +70,7 @@ pub(super) fn delete(
             None => state.unknown(repository, Refusal::TagUnknown)?,
         }));
     };
-    if let Some(refusal) = check(state, repository, tag, condition)? {
+    if let Some(refusal) = check(state, repository, tag, None, condition)? {
         return Ok(Err(refusal));
     }
     remove(state, repository, tag, former.digest)?;
@@ -101,7 +110,7 @@ pub(super) fn change_all(state: &mut State<'_>, changes: &[TagChange]) -> Applie
 
 fn refusal_of(state: &State<'_>, change: &TagChange) -> Result<Option<Refusal>, StorageError> {
     let TagChange { repository, tag, digest, condition } = change;
-    if let Some(refusal) = check(state, repository, tag, *condition)? {
+    if let Some(refusal) = check(state, repository, tag, digest.as_ref(), *condition)? {
         return Ok(Some(refusal));
     }
     Ok(match digest {

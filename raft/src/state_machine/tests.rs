@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flotilla_storage::{Algorithm, Digest, PresentRows, StorageError};
 use uuid::Uuid;
 
-use super::{Reader, State, apply, keys};
+use super::{Reader, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
@@ -41,7 +41,8 @@ impl Reader for Memory {
 impl Memory {
     fn apply(&mut self, proposals: &[Proposal]) -> Vec<Answer> {
         let members = BTreeSet::from([1, 2, 3]);
-        let mut state = State::new(self, members, self.time_ms);
+        let rules = StoredSettings::default().rules(self).expect("sound rows");
+        let mut state = State::new(self, members, self.time_ms, rules);
         let mut answers = Vec::new();
         let mut index = self.index;
         for proposal in proposals {
@@ -115,10 +116,11 @@ fn change(word: &str) -> TagChange {
 
 /// `link REPO NAME BODY` · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
 /// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT]]]` · `delete-tag REPO TAG [CONDITION]` ·
-/// `delete-manifest REPO NAME` · `move CHANGE…`
+/// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let repository = words[1].split(':').next().unwrap_or_default().parse().expect("a repository");
+    let repository = words[1].split(':').next().and_then(|name| name.parse().ok());
+    let repository = repository.unwrap_or_else(|| "none".parse().expect("a repository"));
     let list = |word: Option<&&str>| {
         word.filter(|word| **word != "-").map_or_else(Vec::new, |word| word.split(',').map(digest).collect())
     };
@@ -138,6 +140,7 @@ fn command(line: &str) -> Command {
         "delete-tag" => {
             Command::DeleteTag { repository, tag: words[2].parse().expect("a tag"), condition: condition(words.get(3)) }
         }
+        "settings" => Command::PutSettings { document: words[2..].join(" "), expected: words[1].parse().ok() },
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {
@@ -233,6 +236,11 @@ fn blobs_are_linked_mounted_and_unlinked() {
 #[test]
 fn tags_change_on_conditions_and_together() {
     check("conditions");
+}
+
+#[test]
+fn settings_decide_what_may_move_and_what_may_be_missing() {
+    check("settings");
 }
 
 #[test]

@@ -47,8 +47,8 @@ pub(super) async fn post(
     let changes = checked(transaction.changes)?;
     let answer = oci.consensus.propose(Uuid::new_v4(), Command::MoveTags(changes)).await?;
     answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
-    let answered = HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).finish();
-    Ok(answered.set_body(json!({ "revision": answer.revision }).to_string()).map_into_boxed_body())
+    let shown = json!({ "revision": answer.revision });
+    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).json(shown))
 }
 
 fn checked(changes: Vec<Change>) -> Result<Vec<TagChange>, OciError> {

@@ -1,0 +1,58 @@
+//! The settings that all nodes share, over HTTP: read, and replaced as a whole.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, ETAG, IF_MATCH};
+use actix_web::{HttpRequest, HttpResponse, web};
+use flotilla_raft::Command;
+use flotilla_raft::settings::DOCUMENT_MAX;
+use uuid::Uuid;
+
+use super::content::read_body;
+use super::error::{Code, OciError};
+use super::extract::header;
+use super::{FLOTILLA_REVISION, Oci, checked, decimal};
+
+/// What stands for settings that nobody put.
+const NOTHING: &str = "{}";
+
+/// The routes. The app's data must hold [`Oci`].
+pub(crate) fn configure(routes: &mut web::ServiceConfig) {
+    routes.service(web::resource("/api/v1/settings").get(get).put(put));
+}
+
+/// `GET /api/v1/settings`: the document, and its revision as entity tag (`"0"` where none was put).
+async fn get(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
+    let freshness = oci.catch_up().await?;
+    let record = oci.consensus.registry().settings()?;
+    let (document, revision) = record.map_or_else(|| (NOTHING.into(), 0), |record| (record.document, record.revision));
+    let mut answer = HttpResponse::Ok();
+    answer.insert_header((FLOTILLA_REVISION, decimal(revision)));
+    answer.insert_header((ETAG, checked(format_args!("\"{revision}\""))));
+    answer.insert_header((CONTENT_TYPE, "application/json"));
+    if let Some(warning) = freshness.warning() {
+        answer.insert_header(warning);
+    }
+    Ok(answer.body(document))
+}
+
+/// `PUT /api/v1/settings`: replaces the document; `If-Match` says which revision is replaced.
+async fn put(oci: web::Data<Oci>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, OciError> {
+    let expected = header(&request, IF_MATCH).map(revision).transpose()?;
+    let (limit, pause) = (DOCUMENT_MAX as u64, oci.config.body_timeout);
+    let body = read_body(&request, payload, limit, pause, &mut oci.bodies.share()).await?;
+    let document = String::from_utf8(body.to_vec()).map_err(|_| refused("the document is not UTF-8"))?;
+    let answer = oci.consensus.propose(Uuid::new_v4(), Command::PutSettings { document, expected }).await?;
+    answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
+    let mut answered = HttpResponse::build(StatusCode::NO_CONTENT);
+    answered.insert_header((FLOTILLA_REVISION, decimal(answer.revision)));
+    Ok(answered.insert_header((ETAG, checked(format_args!("\"{}\"", answer.revision)))).finish())
+}
+
+fn revision(text: &str) -> Result<u64, OciError> {
+    let number = text.trim().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    number.and_then(|number| number.parse().ok()).ok_or_else(|| refused("If-Match must be the ETag of a former answer"))
+}
+
+fn refused(message: &str) -> OciError {
+    OciError::bad_request(Code::Unsupported, message)
+}
