@@ -2,12 +2,15 @@
 
 mod any_node;
 mod architecture;
+mod changes;
 mod clients;
 mod cluster;
+mod conformance;
 mod dev;
 mod errors;
 mod fixture;
 mod oci_pull;
 mod oci_push;
+mod referrers;
 mod tags;
 mod uploads;

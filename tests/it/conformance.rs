@@ -1,0 +1,100 @@
+//! The official conformance program of the OCI distribution specification, with everything on: against one node, and
+//! through a balancer that sends each request to another node.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use chaos_tests::balancer::Balancer;
+use chaos_tests::client::Method;
+use chaos_tests::cluster::Cluster;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::fixture::{each, on_own_cluster, want};
+
+/// Everything that a conforming registry is asked, in this version of the program.
+const CHECKS: u64 = 1032;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[test]
+fn the_official_conformance_program_passes_on_one_node_and_over_all() -> Result<()> {
+    let Some(program) = program()? else { return Ok(()) };
+    on_own_cluster(async |cluster| {
+        allow_sparse_images(cluster).await?;
+        let balancer = Balancer::start(&cluster.urls()).await?;
+        for (name, url) in [("one node", &cluster.urls()[0]), ("three nodes", &balancer.url)] {
+            let totals = run(&program, url).await.context(name)?;
+            println!("conformance, {name}: {totals:?}");
+            let count = |kind: &str| totals.get(kind).copied().unwrap_or_default();
+            ensure!(count("failures") + count("errors") + count("skipped") == 0, "{name}: {totals:?}");
+            ensure!(count("tests") >= CHECKS, "{name}: only {totals:?}");
+        }
+        Ok(())
+    })
+}
+
+/// `make tools` puts it beside the profiles' folders. Without it the test says so; in CI that is a failure.
+fn program() -> Result<Option<PathBuf>> {
+    let here = env::current_exe()?;
+    let target = here.ancestors().nth(3).context("no target folder")?;
+    let program = target.join("tools/conformance");
+    if program.is_file() {
+        return Ok(Some(program));
+    }
+    ensure!(env::var_os("CI").is_none(), "in CI nothing is skipped; absent: {} (`make tools`)", program.display());
+    println!("skipped: {} is absent; `make tools` builds it where Go is installed", program.display());
+    Ok(None)
+}
+
+/// The program also pushes images whose layers are not there, which the default refuses.
+async fn allow_sparse_images(cluster: &Cluster) -> Result<()> {
+    let settings = r#"{"missing_content": [{"repositories": "conformance/**", "mode": "all"}]}"#;
+    want(&each(cluster)[0], Method::PUT, "/api/v1/settings", &[], settings, &[204]).await?;
+    Ok(())
+}
+
+/// Runs it; the counts of its report, by name.
+async fn run(program: &PathBuf, url: &str) -> Result<BTreeMap<String, u64>> {
+    let results = tempfile::tempdir()?;
+    let child = Command::new(program)
+        .current_dir(results.path())
+        .env_clear()
+        .envs([
+            ("OCI_REGISTRY", url.trim_start_matches("http://")),
+            ("OCI_TLS", "disabled"),
+            ("OCI_VERSION", "dev"),
+            ("OCI_DATA_SPARSE", "true"),
+            ("OCI_REPO1", "conformance/repo1"),
+            ("OCI_REPO2", "conformance/repo2"),
+        ])
+        .env("OCI_RESULTS_DIR", results.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let output = timeout(PATIENCE, child.wait_with_output()).await.context("it did not end")??;
+    let report = std::fs::read_to_string(results.path().join("junit.xml")).context("no report")?;
+    let text = || String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}", output.status, failures(&report).unwrap_or_else(text));
+    totals(&report)
+}
+
+/// The counts of the report's first element.
+fn totals(report: &str) -> Result<BTreeMap<String, u64>> {
+    let start = report.find("<testsuites").context("not a report")?;
+    let head = report[start..].split('>').next().unwrap_or_default();
+    let attributes = head.split_whitespace().filter_map(|attribute| attribute.split_once('='));
+    Ok(attributes.filter_map(|(name, value)| Some((name.to_owned(), value.trim_matches('"').parse().ok()?))).collect())
+}
+
+/// The first lines of what failed.
+fn failures(report: &str) -> Option<String> {
+    let at = report.find("<failure").or_else(|| report.find("<error"))?;
+    let from = report[..at].rfind("<testcase").unwrap_or(at);
+    Some(report[from..].chars().take(3000).collect())
+}
