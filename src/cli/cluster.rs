@@ -1,11 +1,12 @@
 //! `flotilla cluster status`: how the cluster is, as one of its nodes sees it.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
+use reqwest::Method;
 
+use super::api::{self, Node};
 use crate::cluster::status::{ClusterStatus, NodeStatus, Verdict};
 
 /// Exit status of `status` when no node answered.
@@ -26,24 +27,18 @@ pub(super) struct Status {
     #[arg(long)]
     json: bool,
 
-    /// Any node of the cluster
-    #[arg(long, env = "FLOTILLA_URL", default_value = "http://127.0.0.1:5000")]
-    url: reqwest::Url,
+    #[command(flatten)]
+    node: Node,
 }
 
 impl Cluster {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let Self::Status(status) = self;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(status.run()) {
+        match api::run(status.run()) {
             Ok(Verdict::Healthy) => Ok(ExitCode::SUCCESS),
             Ok(Verdict::Degraded | Verdict::NoQuorum) => Ok(ExitCode::FAILURE),
             Err(error) => {
-                super::complain(format_args!(
-                    "{} does not say how the cluster is: {error:#}\nIs this the URL of a running node? Try another one \
-                     with --url or FLOTILLA_URL.",
-                    status.url
-                ));
+                super::complain(format_args!("{} does not say how the cluster is: {error:#}", status.node.url));
                 Ok(ExitCode::from(EXIT_NO_ANSWER))
             }
         }
@@ -52,7 +47,7 @@ impl Cluster {
 
 impl Status {
     async fn run(&self) -> anyhow::Result<Verdict> {
-        let body = fetch(&self.url).await?;
+        let body = self.node.send(Method::GET, "/api/v1/cluster", |request| request).await?.text().await?;
         let status: ClusterStatus =
             serde_json::from_str(&body).context("it answered something else than the state of a cluster")?;
         match self.json {
@@ -61,21 +56,6 @@ impl Status {
         }
         Ok(status.verdict)
     }
-}
-
-async fn fetch(url: &reqwest::Url) -> anyhow::Result<String> {
-    let mut client =
-        reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).timeout(Duration::from_secs(10));
-    if matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
-        // A proxy would look for the node on its own machine.
-        client = client.no_proxy();
-    }
-    let address = format!("{}/api/v1/cluster", url.as_str().trim_end_matches('/'));
-    let answer = client.build()?.get(address).send().await.map_err(reqwest::Error::without_url)?;
-    let status = answer.status();
-    let body = answer.text().await?;
-    anyhow::ensure!(status.is_success(), "status {status}: {}", body.chars().take(200).collect::<String>().trim());
-    Ok(body)
 }
 
 fn render(status: &ClusterStatus) -> String {

@@ -3,10 +3,14 @@
 //! Exit status, for all: 0 done, 1 failed, 2 asked for something impossible. `cluster status` has
 //! its own meanings, which its help tells.
 
+mod api;
 mod check_config;
 mod cluster;
 mod dev;
 mod serve;
+mod settings;
+mod tag;
+mod watch;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -34,6 +38,11 @@ enum Command {
     Dev(dev::Dev),
     #[command(subcommand)]
     Cluster(cluster::Cluster),
+    #[command(subcommand)]
+    Settings(settings::Settings),
+    #[command(subcommand)]
+    Tag(tag::TagCommand),
+    Watch(watch::Watch),
 }
 
 /// Does what the command line asks.
@@ -43,6 +52,9 @@ pub(crate) fn run() -> ExitCode {
         Command::CheckConfig(check_config) => check_config.run(),
         Command::Dev(dev) => dev.run(),
         Command::Cluster(cluster) => cluster.run(),
+        Command::Settings(settings) => settings.run(),
+        Command::Tag(tag) => tag.run(),
+        Command::Watch(watch) => watch.run(),
     };
     done.unwrap_or_else(|error| {
         complain(format_args!("{error:#}"));
