@@ -185,8 +185,9 @@ fn referrers_tag(subject: &Digest) -> Option<Tag> {
 
 fn link(repository: &RepositoryName, subject: &Digest, types: &[String], last: &Digest) -> HeaderValue {
     let filters: String = types.iter().map(|kind| format!("artifactType={}&", encoded(kind))).collect();
-    let last = encoded(&last.to_string());
-    checked(format_args!("</v2/{repository}/referrers/{subject}?{filters}last={last}>; rel=\"next\""))
+    let last = last.to_string();
+    let path = format_args!("/v2/{repository}/referrers/{subject}?{filters}last={}", encoded(&last));
+    checked(format_args!("<{path}>; rel=\"next\""))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::{Reader, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
-use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, RepositoryRecord, TagRecord};
+use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord};
 use crate::wire::{self, Kind};
 
 #[derive(Default)]
@@ -389,7 +389,55 @@ fn a_manifest_that_names_thousands_of_digests_fits_into_rows_and_leaves_none_beh
     assert!(memory.one(Command::DeleteManifest { repository, digest: put.digest }).result.is_ok());
     let after: BTreeSet<_> = memory.rows.keys().filter(|key| key[0] != b'q').cloned().collect();
     let left: Vec<_> = after.difference(&before).map(|key| key[0]).collect();
-    assert!(left.iter().all(|space| matches!(space, b'B' | b'b')), "only the body waits for collection: {left:?}");
+    let may_stay = |space: &u8| matches!(space, b'B' | b'b' | b'h' | b'c');
+    assert!(left.iter().all(may_stay), "only the body waits for collection, and history for its time: {left:?}");
+}
+
+#[test]
+fn changes_are_forgotten_after_their_time_but_not_what_a_tag_is() {
+    let day = 24 * 60 * 60 * 1000;
+    let mut memory = Memory::default();
+    let at = |memory: &mut Memory, days: u64, line: &str| {
+        let index = memory.index;
+        let proposal = Proposal {
+            request_id: Uuid::from_u128(u128::from(index)),
+            base_index: index,
+            time_ms: days * day,
+            actor: String::new(),
+            command: command(line),
+        };
+        memory.apply(&[proposal]).remove(0)
+    };
+    for (days, line) in
+        [(0, "put r one a,b,gone -"), (0, "put r two a -"), (1, "delete-tag r gone"), (20, "put r one a -")]
+    {
+        assert!(at(&mut memory, days, line).result.is_ok());
+    }
+    // Forgetting goes in steps of entries.
+    for number in 0..64 {
+        at(&mut memory, 20, &format!("put r m{number} x -"));
+    }
+    let versions = |memory: &Memory, tag: &str| -> Vec<u64> {
+        let prefix = keys::history(&"r".parse().expect("a name"), &tag.parse().expect("a tag"));
+        let rows = memory.scan(&prefix, None, usize::MAX).expect("in memory");
+        rows.iter().map(|(key, _)| keys::revision_of_version(key).expect("a version")).collect()
+    };
+    assert_eq!(versions(&memory, "a"), [4, 2], "what it is, and what it was at the oldest revision that is kept");
+    assert_eq!(versions(&memory, "b"), [1], "a tag that never moved");
+    assert_eq!(versions(&memory, "gone"), [] as [u64; 0]);
+    let changes = memory.scan(&keys::changes(), None, usize::MAX).expect("in memory");
+    assert_eq!(changes.first().map(|(key, _)| keys::place_of_change(key).expect("a place")), Some((4, 0)));
+    assert_eq!(memory.row::<u64>(&keys::history_floor()), Some(3));
+}
+
+#[test]
+fn a_referrer_is_listed_as_long_as_it_is_there() {
+    let mut memory = Memory::default();
+    assert!(memory.one(command("put r sbom - - - - image")).result.is_ok());
+    let key = keys::referrer(&"r".parse().expect("a name"), &digest("image"), &digest("sbom"));
+    assert_eq!(memory.row::<Referrer>(&key).map(|referrer| referrer.size), Some(4));
+    assert!(memory.one(command("delete-manifest r sbom")).result.is_ok());
+    assert_eq!(memory.row::<Referrer>(&key), None);
 }
 
 #[test]

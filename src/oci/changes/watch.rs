@@ -149,7 +149,8 @@ impl Watcher {
                 Err(next) => return next,
             };
             let mut told = Next::Nothing;
-            for event in batch.iter().flat_map(|batch| &batch.events).filter(|event| event.place > self.place) {
+            let before = self.place;
+            for event in batch.iter().flat_map(|batch| &batch.events).filter(|event| event.place > before) {
                 self.place = event.place;
                 if self.wanted.as_ref().is_none_or(|wanted| wanted.is_match(event.repository.as_str())) {
                     tell(event);
