@@ -39,5 +39,5 @@ pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, R
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
 pub use registry::{
-    Change, Changed, LinkRecord, ManifestRecord, Referrer, Registry, SettingsRecord, TagRecord, TagVersion,
+    Change, Changed, LinkRecord, ManifestRecord, Place, Referrer, Registry, SettingsRecord, TagRecord, TagVersion,
 };

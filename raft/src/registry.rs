@@ -1,6 +1,8 @@
 //! What a node knows of the registry: reads of the applied state, local and fast. Whether that is fresh enough is
 //! the caller's question to [`crate::Consensus::read_barrier`].
 
+use std::fmt;
+
 use bytes::Bytes;
 use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
 use serde::{Deserialize, Serialize};
@@ -113,6 +115,32 @@ pub struct Change {
     pub actor: String,
     /// When, by the leader's clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+}
+
+/// A change's place in the order of all: its revision, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The log index at which it happened.
+    pub revision: u64,
+    /// Which of the changes of that revision, from 0.
+    pub number: u32,
+}
+
+impl Place {
+    /// After all changes of a revision.
+    pub fn after(revision: u64) -> Self {
+        Self { revision, number: u32::MAX }
+    }
+}
+
+/// `REVISION.NUMBER`; the revision alone means after all of it.
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            u32::MAX => write!(out, "{}", self.revision),
+            number => write!(out, "{}.{number}", self.revision),
+        }
+    }
 }
 
 /// A digest that any repository holds.
@@ -341,12 +369,12 @@ impl Registry {
         Ok(self.row(&keys::history_floor())?.unwrap_or(0))
     }
 
-    /// Up to `limit` changes after the `number`-th change of a revision, each with its own place.
+    /// Up to `limit` changes after a place, in their order.
     ///
     /// # Errors
     /// Damaged data.
-    pub fn changes(&self, after: (u64, u32), limit: usize) -> Result<Vec<((u64, u32), Change)>, StorageError> {
-        let rows = self.store.scan(&keys::changes(), Some(&keys::change(after.0, after.1)), limit)?;
+    pub fn changes(&self, after: Place, limit: usize) -> Result<Vec<(Place, Change)>, StorageError> {
+        let rows = self.store.scan(&keys::changes(), Some(&keys::change(after)), limit)?;
         let change =
             |(key, value): (Vec<u8>, Vec<u8>)| Ok((keys::place_of_change(&key)?, wire::decode(Kind::Row, &value)?));
         rows.into_iter().map(change).collect()

@@ -49,11 +49,6 @@ impl Readiness {
         self.shared.stopping.is_cancelled()
     }
 
-    /// Resolves when it is about to stop.
-    pub(crate) async fn stopped(&self) {
-        self.shared.stopping.cancelled().await;
-    }
-
     /// What is cancelled when it is about to stop.
     pub(crate) fn stopping(&self) -> CancellationToken {
         self.shared.stopping.clone()

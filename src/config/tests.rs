@@ -107,6 +107,8 @@ fn a_bad_value_is_refused_with_key_source_and_reason() {
     assert!(refusal("listen = 'a'", &[], &[]).contains("invalid socket address syntax"));
     assert!(refusal("advertise_url = 'http://a/b'", &[], &[]).contains("nothing behind it"));
     assert!(refusal("max_blob_size = '4 apples'", &[], &[]).contains("expected a size such as 4MiB"));
+    assert!(refusal("data_dir = ''", &[], &[]).ends_with("a value is missing"));
+    assert!(refusal("log_level = 'trace'", &[], &[]).contains("off, error, warn, info, debug"));
     assert!(refusal("log_level = 'flotilla=loud'", &[], &[]).starts_with("log_level (f.toml, line 1): "));
 }
 
@@ -114,10 +116,12 @@ fn a_bad_value_is_refused_with_key_source_and_reason() {
 fn settings_that_contradict_each_other_are_refused() {
     assert_eq!(
         refusal("", &[], &["--min-copies=3", "--replicas=2"]),
-        "min_copies (flag --min-copies): 3 is more than replicas (2)"
+        "min_copies (flag --min-copies): min_copies (3) is more than replicas (2)"
     );
     assert!(refusal("[raft]\nelection_min = '200ms'", &[], &[]).starts_with("raft.election_min (f.toml, line 2): "));
     assert!(refusal("[raft]\nelection_max = '500ms'", &[], &[]).starts_with("raft.election_max (f.toml, line 2): "));
+    // The one that was given is named, not the default that it does not go with.
+    assert!(refusal("", &[], &["--raft-heartbeat=2s"]).starts_with("raft.heartbeat (flag --raft-heartbeat): "));
     assert!(refusal("", &[], &["--initial-cluster-size=3"]).starts_with("initial_cluster_size (flag "));
     assert!(refusal("", &[], &["--peers=a:1,a:1", "--peer-advertise=a:1"]).ends_with("a:1 is listed twice"));
     assert!(refusal("", &[], &["--peer-listen=0.0.0.0:5000"]).starts_with("peer_listen (flag "));

@@ -60,6 +60,7 @@ pub(crate) struct Oci {
     hot: content::HotBodies,
     bodies: Budget,
     feed: changes::Feed,
+    stop: CancellationToken,
 }
 
 impl Oci {
@@ -70,8 +71,16 @@ impl Oci {
         config: Arc<Config>,
         stop: CancellationToken,
     ) -> Self {
-        let feed = changes::Feed::start(consensus.clone(), stop);
-        Self { consensus, replication, config, hot: content::HotBodies::new(), bodies: Budget::new(BODIES_MAX), feed }
+        let feed = changes::Feed::start(consensus.clone(), stop.clone());
+        Self {
+            consensus,
+            replication,
+            config,
+            hot: content::HotBodies::new(),
+            bodies: Budget::new(BODIES_MAX),
+            feed,
+            stop,
+        }
     }
 
     /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.

@@ -4,7 +4,7 @@ use flotilla_storage::{Digest, StorageError};
 
 use super::{State, keys};
 use crate::names::{RepositoryName, Tag};
-use crate::registry::{Change, Changed, TagVersion};
+use crate::registry::{Change, Changed, Place, TagVersion};
 use crate::wire::{self, Kind};
 
 /// How long changes and former versions of tags are kept, in milliseconds by the clock of state.
@@ -57,8 +57,8 @@ fn record(
         actor: state.actor().to_owned(),
         time_ms: state.time_ms(),
     };
-    let key = keys::change(state.index(), state.next_change());
-    state.put(key, &change)
+    let place = Place { revision: state.index(), number: state.next_change() };
+    state.put(keys::change(place), &change)
 }
 
 /// Forgets changes that are older than the retention, and the versions of tags that they ended.
@@ -73,7 +73,7 @@ pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
         if change.time_ms >= limit {
             break;
         }
-        let (revision, _) = keys::place_of_change(&key)?;
+        let revision = keys::place_of_change(&key)?.revision;
         if let Some(tag) = &change.tag {
             forget_versions_before(state, &change, tag, revision)?;
         }

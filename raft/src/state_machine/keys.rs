@@ -6,6 +6,7 @@ use flotilla_storage::{Digest, Keyspace, StorageError};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
+use crate::registry::Place;
 
 /// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const BODY_PART: usize = 4000;
@@ -122,16 +123,16 @@ pub(crate) fn after_versions(histories: &[u8], tag: &str) -> Vec<u8> {
     [histories, tag.as_bytes(), &[0], &[0xff; 9]].concat()
 }
 
-/// The `number`-th change of a revision, from 0.
-pub(crate) fn change(revision: u64, number: u32) -> Vec<u8> {
-    key(Keyspace::Change, &[&revision.to_be_bytes(), &number.to_be_bytes()])
+pub(crate) fn change(place: Place) -> Vec<u8> {
+    key(Keyspace::Change, &[&place.revision.to_be_bytes(), &place.number.to_be_bytes()])
 }
 
-/// Revision and number of a change, from its key.
-pub(crate) fn place_of_change(key: &[u8]) -> Result<(u64, u32), StorageError> {
+/// The place of a change, from its key.
+pub(crate) fn place_of_change(key: &[u8]) -> Result<Place, StorageError> {
     let place = |key: &[u8]| {
         let (revision, number) = key.get(1..)?.split_first_chunk::<8>()?;
-        Some((u64::from_be_bytes(*revision), u32::from_be_bytes(number.try_into().ok()?)))
+        let number = u32::from_be_bytes(number.try_into().ok()?);
+        Some(Place { revision: u64::from_be_bytes(*revision), number })
     };
     place(key).ok_or_else(|| StorageError::Corrupt { what: "key of a change".into() })
 }

@@ -14,7 +14,7 @@ use super::{Reader, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
-use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord};
+use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
 use crate::wire::{self, Kind};
 
 #[derive(Default)]
@@ -426,7 +426,10 @@ fn changes_are_forgotten_after_their_time_but_not_what_a_tag_is() {
     assert_eq!(versions(&memory, "b"), [1], "a tag that never moved");
     assert_eq!(versions(&memory, "gone"), [] as [u64; 0]);
     let changes = memory.scan(&keys::changes(), None, usize::MAX).expect("in memory");
-    assert_eq!(changes.first().map(|(key, _)| keys::place_of_change(key).expect("a place")), Some((4, 0)));
+    assert_eq!(
+        changes.first().map(|(key, _)| keys::place_of_change(key).expect("a place")),
+        Some(Place { revision: 4, number: 0 })
+    );
     assert_eq!(memory.row::<u64>(&keys::history_floor()), Some(3));
 }
 

@@ -1,12 +1,11 @@
 //! Changes as they are applied here, read and written out once for all who watch.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web;
 use bytes::Bytes;
-use flotilla_raft::{Change, Changed, Consensus, Registry, RepositoryName};
+use flotilla_raft::{Change, Changed, Consensus, Place, Registry, RepositoryName};
 use flotilla_storage::StorageError;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -25,30 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A pause after an error of storage, which stops the node by itself.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-
-/// A change's place in the order of all: its revision, and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) revision: u64,
-    pub(super) number: u32,
-}
-
-impl Place {
-    /// After all changes of a revision.
-    pub(super) fn after(revision: u64) -> Self {
-        Self { revision, number: u32::MAX }
-    }
-}
-
-/// As `since` has it.
-impl fmt::Display for Place {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number {
-            u32::MAX => write!(out, "{}", self.revision),
-            number => write!(out, "{}.{number}", self.revision),
-        }
-    }
-}
 
 /// One change as watchers are told it.
 pub(super) struct Event {
@@ -139,8 +114,8 @@ impl Feed {
 
 /// Up to [`BATCH_MAX`] changes after a place.
 pub(super) fn read(registry: &Registry, after: Place) -> Result<Vec<Event>, StorageError> {
-    let changes = registry.changes((after.revision, after.number), BATCH_MAX)?;
-    Ok(changes.into_iter().map(|((revision, number), change)| event(Place { revision, number }, change)).collect())
+    let changes = registry.changes(after, BATCH_MAX)?;
+    Ok(changes.into_iter().map(|(place, change)| event(place, change)).collect())
 }
 
 fn event(place: Place, change: Change) -> Event {

@@ -12,7 +12,7 @@ use actix_web::web;
 
 pub(crate) use feed::Feed;
 
-/// The routes. The app's data must hold [`super::Oci`] and the readiness of the node.
+/// The routes. The app's data must hold [`super::Oci`].
 pub(crate) fn configure(routes: &mut web::ServiceConfig) {
     routes
         .route("/api/v1/repositories/{repository:.+}/tags/{tag}/history", web::get().to(tags::history))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
+use flotilla_raft::Place;
 use flotilla_raft::settings::{GlobMatcher, glob};
 use futures::{Stream, stream};
 use serde_json::json;
@@ -14,8 +15,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout_at};
 
-use super::feed::{BATCH_MAX, Batch, Event, Place, read};
-use crate::cluster::readiness::Readiness;
+use super::feed::{BATCH_MAX, Batch, Event, read};
 use crate::oci::error::{Code, OciError};
 use crate::oci::extract::{header, query};
 use crate::oci::{FLOTILLA_REVISION, Oci, decimal, past};
@@ -33,11 +33,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `since` (or `Last-Event-ID`) is a revision, or the id of an event: what comes after it is told. Without it, what
 /// comes from now on. `repository` is a pattern, `wait` (seconds) makes it a poll.
-pub(super) async fn get(
-    oci: web::Data<Oci>,
-    readiness: web::Data<Readiness>,
-    request: HttpRequest,
-) -> Result<HttpResponse, OciError> {
+pub(super) async fn get(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse, OciError> {
     if oci.feed.watchers() >= WATCHERS_MAX {
         return Err(OciError::busy("as many as may watch this node do"));
     }
@@ -55,7 +51,7 @@ pub(super) async fn get(
         }
     };
     check_kept(&oci, place)?;
-    let watcher = Watcher { oci, readiness, batches, place, wanted, is_behind: true };
+    let watcher = Watcher { oci, batches, place, wanted, is_behind: true };
     match wait {
         Some(wait) => watcher.poll(wait).await,
         None => Ok(HttpResponse::Ok()
@@ -89,7 +85,6 @@ fn seconds(text: &str) -> Result<Duration, OciError> {
 
 struct Watcher {
     oci: web::Data<Oci>,
-    readiness: web::Data<Readiness>,
     batches: Receiver<Arc<Batch>>,
     /// Everything up to here was told.
     place: Place,
@@ -141,8 +136,8 @@ impl Watcher {
     async fn next(&mut self, deadline: Instant, mut tell: impl FnMut(&Event)) -> Next {
         loop {
             let batch = match self.is_behind {
-                true => self.from_state().await,
-                false => self.from_feed(deadline).await,
+                true => self.read_state().await,
+                false => self.await_feed(deadline).await,
             };
             let batch = match batch {
                 Ok(batch) => batch,
@@ -163,8 +158,8 @@ impl Watcher {
         }
     }
 
-    async fn from_state(&mut self) -> Result<Option<Arc<Batch>>, Next> {
-        if self.readiness.is_stopping() || check_kept(&self.oci, self.place).is_err() {
+    async fn read_state(&mut self) -> Result<Option<Arc<Batch>>, Next> {
+        if self.oci.stop.is_cancelled() || check_kept(&self.oci, self.place).is_err() {
             return Err(Next::End);
         }
         let (registry, after) = (self.oci.consensus.registry().clone(), self.place);
@@ -173,10 +168,10 @@ impl Watcher {
         Ok(Some(Arc::new(Batch { after, events })))
     }
 
-    async fn from_feed(&mut self, deadline: Instant) -> Result<Option<Arc<Batch>>, Next> {
+    async fn await_feed(&mut self, deadline: Instant) -> Result<Option<Arc<Batch>>, Next> {
         let received = tokio::select! {
             received = timeout_at(deadline, self.batches.recv()) => received.map_err(|_| Next::Nothing)?,
-            () = self.readiness.stopped() => return Err(Next::End),
+            () = self.oci.stop.cancelled() => return Err(Next::End),
         };
         match received {
             Ok(batch) if batch.after <= self.place => Ok(Some(batch)),
