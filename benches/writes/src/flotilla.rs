@@ -280,8 +280,11 @@ impl Client for FlotillaClient {
             actor: String::new(),
             command: Command::PutManifest(Box::new(put)),
         };
-        let call = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &std::slice::from_ref(&proposal), CALL_WITHIN);
-        let [reply] = <[ProposeReply; 1]>::try_from(call.await?).map_err(|_| anyhow!("not one reply to one proposal"))?;
+        // A node forwards all that wait in one call: here one at a time, as etcd gets them.
+        let one = std::slice::from_ref(&proposal);
+        let call = self.peer_client.call(&self.address, Some(self.to), Call::Propose, &one, CALL_WITHIN);
+        let replies: Vec<ProposeReply> = call.await?;
+        let reply = replies.into_iter().next().context("no reply to a proposal")?;
         match reply {
             ProposeReply::Answered(Answer { revision, result: Ok(_) }) => {
                 self.applied = self.applied.max(revision);
