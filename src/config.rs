@@ -105,7 +105,7 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) shutdown_timeout: Duration,
 
-    /// What to log: error, warn, info or debug, or a filter such as info,flotilla_raft=debug
+    /// What to log: error, warn, info or debug, or a filter such as info,flotilla_raft=debug; info,flotilla::access=info logs each request
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
     pub(crate) log_level: String,
 

@@ -22,6 +22,7 @@ use tracing::Instrument;
 use crate::cluster::operator;
 use crate::cluster::readiness::{InFlight, Readiness};
 use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
+use crate::request_id;
 
 /// The client port's application, one for each worker.
 pub(crate) fn app(
@@ -123,20 +124,40 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
 }
 
-/// Logs a request, and counts it as long as its answer is on the way.
-pub(crate) async fn accompany(
+/// Gives a request its id, logs it, and counts it as long as its answer is on the way.
+async fn accompany(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<Accompanied>, Error> {
     let began = Instant::now();
     let in_flight = request.app_data::<web::Data<Readiness>>().map(|readiness| readiness.request());
     let unread = UnreadBody::of(&mut request);
-    let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
-    let answer = next.call(request).instrument(span.clone()).await?;
-    span.in_scope(|| {
-        tracing::debug!(status = answer.status().as_u16(), duration_ms = began.elapsed().as_millis() as u64, "answered")
-    });
+    let id = request_id::of(&request);
+    let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), id = ?id);
+    let mut answer = request_id::with(id.clone(), next.call(request)).instrument(span).await?;
+    let (asked, status) = (answer.request(), answer.status().as_u16());
+    tracing::info!(
+        target: "flotilla::access",
+        method = %asked.method(),
+        path = asked.uri().path(),
+        status,
+        duration_ms = began.elapsed().as_millis() as u64,
+        client = asked.connection_info().peer_addr(),
+        request_id = id.to_str().unwrap_or_default(),
+        "answered"
+    );
+    answer.headers_mut().insert(request_id::X_REQUEST_ID, id);
     Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
+}
+
+/// What the peer port needs of [`accompany`]: nothing is read and thrown away there either.
+pub(crate) async fn keep_body(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<Accompanied>, Error> {
+    let unread = UnreadBody::of(&mut request);
+    let answer = next.call(request).await?;
+    Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: None, _unread: unread }))
 }
 
 /// An answer's body, and what must live until it is sent.

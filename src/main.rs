@@ -9,6 +9,7 @@ mod memory;
 mod node;
 mod oci;
 mod replication;
+mod request_id;
 
 use std::process::ExitCode;
 

@@ -106,7 +106,7 @@ fn serve_peers(
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
     let app = move || {
         App::new()
-            .wrap(from_fn(http::accompany))
+            .wrap(from_fn(http::keep_body))
             .app_data(consensus.clone())
             .app_data(replication.clone())
             .configure(peer::configure)

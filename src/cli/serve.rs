@@ -42,8 +42,9 @@ impl Serve {
 }
 
 /// What libraries say that nobody must act on: openraft's of each heartbeat that a stopped node misses, actix's of each
-/// client that tries TLS first. A filter that names them hears them all the same.
-const QUIET: &str = "openraft=error,actix_http::h1::dispatcher=off";
+/// client that tries TLS first. A filter that names them hears them all the
+/// same, and so are requests logged, one a line: `info,flotilla::access=info`.
+const QUIET: &str = "openraft=error,actix_http::h1::dispatcher=off,flotilla::access=off";
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log_level)).context("log_level")?;

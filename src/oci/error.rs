@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{FLOTILLA_REVISION, checked, decimal};
 use crate::replication::{ReadBlobError, StoreError};
+use crate::request_id;
 
 /// The codes of the specification that this registry uses, and two that it lacks: `UNAVAILABLE` and `UNKNOWN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -189,7 +190,11 @@ impl ResponseError for OciError {
         for (name, value) in &self.headers {
             answer.append_header((name, value));
         }
-        answer.json(json!({ "errors": self.entries }))
+        // Beside the list, since an error's `detail` has a form of its own for each code.
+        match request_id::current() {
+            Some(id) => answer.json(json!({ "errors": self.entries, "request_id": id })),
+            None => answer.json(json!({ "errors": self.entries })),
+        }
     }
 }
 

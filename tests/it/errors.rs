@@ -157,3 +157,19 @@ async fn every_endpoint(client: &Client, name: &str, image: &Image) -> Result<Ve
         client.get(&format!("/v2/{name}/tags/list")).await?,
     ])
 }
+
+#[test]
+fn a_request_is_found_again_by_its_id() -> Result<()> {
+    on_cluster(async |cluster| {
+        for client in each(cluster) {
+            let given = [("x-request-id", "proxy-7:42")];
+            let missing = client.send(Method::GET, "/v2/none/manifests/v1", &given, Bytes::new()).await?;
+            ensure!(missing.header("x-request-id") == Some("proxy-7:42"), "{:?}", missing.headers);
+            ensure!(missing.json()["request_id"] == "proxy-7:42", "{}", missing.text());
+            let (one, other) = (client.get("/v2/").await?, client.get("/v2/").await?);
+            let id = one.header("x-request-id").unwrap_or_default();
+            ensure!(id.len() == 36 && other.header("x-request-id") != Some(id), "{:?}", one.headers);
+        }
+        Ok(())
+    })
+}
