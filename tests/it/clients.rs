@@ -34,7 +34,7 @@ const MORE_PATH: &str = ":/usr/local/sbin:/usr/sbin:/sbin";
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_podman_buildah_docker_and_ctr_push_to_one_node_and_pull_from_all() {
+async fn every_client_pushes_to_one_node_and_pulls_from_all() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let cluster = Cluster::start(Options::default()).await.expect("a cluster of three");
     let pulls = every_client(cluster.urls()).await;
@@ -43,7 +43,7 @@ async fn skopeo_podman_buildah_docker_and_ctr_push_to_one_node_and_pull_from_all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_podman_buildah_docker_and_ctr_push_and_pull_through_a_balancer_without_affinity() {
+async fn every_client_pushes_and_pulls_through_a_balancer_without_affinity() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let cluster = Cluster::start(Options::default()).await.expect("a cluster of three");
     let balancer = Balancer::start(&cluster.urls()).await.expect("a balancer");
@@ -70,6 +70,11 @@ async fn every_client(urls: Vec<String>) -> anyhow::Result<usize> {
             pulls += stores.podman().context("podman")?;
         }
         pulls += stores.buildah().context("buildah")?;
+        if present(&["crane", "oras", "helm"])? {
+            pulls += stores.crane().context("crane")?;
+            pulls += stores.oras().context("oras")?;
+            pulls += stores.helm().context("helm")?;
+        }
         if present(&["docker", "dockerd", "containerd", "ctr", "skopeo"])? && may_run_a_daemon()? {
             pulls += stores.docker_and_ctr().context("docker")?;
         }
@@ -101,8 +106,11 @@ fn skip(reason: &str) -> anyhow::Result<bool> {
     Ok(false)
 }
 
+/// `make tools` puts those from the Go world beside the profiles' folders.
 fn search_path() -> String {
-    env::var("PATH").unwrap_or_default() + MORE_PATH
+    let tools = env::current_exe().ok().and_then(|here| Some(here.ancestors().nth(3)?.join("tools")));
+    let tools = tools.map_or_else(String::new, |tools| format!(":{}", tools.display()));
+    env::var("PATH").unwrap_or_default() + MORE_PATH + &tools
 }
 
 /// Where the clients keep what they hold, and which registry they talk to.
@@ -224,6 +232,75 @@ impl Stores {
             self.call("buildah", &with(&store, &["pull", "--tls-verify=false", &name]))?;
             let inspect = ["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", &name];
             same(&pushed, &self.call("buildah", &with(&store, &inspect))?, &name)?;
+        }
+        Ok(self.hosts.len())
+    }
+
+    fn crane(&self) -> anyhow::Result<usize> {
+        let first = format!("{}/clients/crane:v1", self.hosts[0]);
+        self.call("skopeo", &["copy", &format!("containers-storage:{IMAGE}"), "oci-archive:crane.tar"])?;
+        // crane reads folders in the OCI layout.
+        fs::create_dir_all(self.path("crane"))?;
+        self.call("tar", &["-xf", "crane.tar", "-C", "crane"])?;
+        let said = self.call("crane", &["push", "--insecure", "crane", &first])?;
+        let pushed = digest_in(&said).context(said.clone())?.to_owned();
+        for (number, host) in self.hosts.iter().enumerate() {
+            let name = format!("{host}/clients/crane:v1");
+            let folder = format!("crane-{number}");
+            self.call("crane", &["pull", "--insecure", "--format", "oci", &name, &folder])?;
+            let index = text_of(&self.path(&folder).join("index.json"));
+            ensure!(index.contains(&pushed), "{name}: pulled {index}");
+            same(&pushed, &self.call("crane", &["digest", "--insecure", &name])?, &name)?;
+            // Mounts the layers, and moves no byte.
+            let copy = format!("{host}/clients/crane-copy:v{number}");
+            self.call("crane", &["copy", "--insecure", &name, &copy])?;
+            same(&pushed, &self.call("crane", &["digest", "--insecure", &copy])?, &copy)?;
+            let tags = self.call("crane", &["ls", "--insecure", &format!("{host}/clients/crane-copy")])?;
+            ensure!(tags.lines().any(|tag| tag == format!("v{number}")), "{tags}");
+        }
+        let last = format!("{}/clients/crane-copy:v0", self.hosts[0]);
+        self.call("crane", &["delete", "--insecure", &last])?;
+        ensure!(self.call("crane", &["digest", "--insecure", &last]).is_err(), "{last} was deleted");
+        Ok(2 * self.hosts.len())
+    }
+
+    fn oras(&self) -> anyhow::Result<usize> {
+        let first = format!("{}/clients/oras:v1", self.hosts[0]);
+        fs::write(self.path("artifact.txt"), "an artifact that no image is")?;
+        fs::write(self.path("sbom.json"), "{}")?;
+        let kind = "application/vnd.example.artifact";
+        self.call("oras", &["push", "--plain-http", "--artifact-type", kind, &first, "artifact.txt:text/plain"])?;
+        let pushed = self.call("oras", &["resolve", "--plain-http", &first])?;
+        let attach = ["attach", "--plain-http", "--artifact-type", "application/vnd.example.sbom", &first];
+        self.call("oras", &[&attach[..], &["sbom.json:application/json"]].concat())?;
+        for (number, host) in self.hosts.iter().enumerate() {
+            let name = format!("{host}/clients/oras:v1");
+            same(&pushed, &self.call("oras", &["resolve", "--plain-http", &name])?, &name)?;
+            let folder = format!("oras-{number}");
+            self.call("oras", &["pull", "--plain-http", "-o", &folder, &name])?;
+            let pulled = text_of(&self.path(&folder).join("artifact.txt"));
+            ensure!(pulled == text_of(&self.path("artifact.txt")), "{name}: pulled {pulled:?}");
+            let found = self.call("oras", &["discover", "--plain-http", "--format", "json", &name])?;
+            ensure!(found.contains("application/vnd.example.sbom"), "{name}: {found}");
+        }
+        let old = self.call("oras", &["repo", "tags", "--plain-http", &format!("{}/clients/oras", self.hosts[0])])?;
+        ensure!(old == "v1", "no tag of the old scheme is written where there is an API: {old}");
+        Ok(self.hosts.len())
+    }
+
+    fn helm(&self) -> anyhow::Result<usize> {
+        self.call("helm", &["create", "chart"])?;
+        self.call("helm", &["package", "chart"])?;
+        let package = fs::read(self.path("chart-0.1.0.tgz"))?;
+        let to = format!("oci://{}/clients/charts", self.hosts[0]);
+        self.call("helm", &["push", "--plain-http", "chart-0.1.0.tgz", &to])?;
+        for (number, host) in self.hosts.iter().enumerate() {
+            let (name, folder) = (format!("oci://{host}/clients/charts/chart"), format!("helm-{number}"));
+            fs::create_dir(self.path(&folder))?;
+            self.call("helm", &["pull", "--plain-http", "--version", "0.1.0", "-d", &folder, &name])?;
+            let pulled = fs::read(self.path(&folder).join("chart-0.1.0.tgz"))?;
+            ensure!(pulled == package, "{name}: another chart came back");
+            println!("{name}: {} bytes", pulled.len());
         }
         Ok(self.hosts.len())
     }
