@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_tests::client::{Way, path_of};
 use chaos_tests::image::{Image, OCI_MANIFEST, sha256};
 
-use crate::fixture::{each, is_error, manifest_nowhere, on_cluster, push_small, tags_in, tags_of};
+use crate::fixture::{each, is_error, manifest_nowhere, on_cluster, on_own_cluster, push_small, tags_in, tags_of};
 
 #[test]
 fn c17_odd_values_of_n() -> Result<()> {
@@ -137,7 +137,7 @@ fn c20_deleting_one_of_two_tags_keeps_the_manifest_and_the_other() -> Result<()>
 }
 
 #[test]
-fn deleting_a_manifest_takes_its_tags_along_on_every_node_at_once() -> Result<()> {
+fn c24_deleting_a_manifest_takes_its_tags_along_on_every_node_at_once() -> Result<()> {
     on_cluster(async |cluster| {
         let repository = "delete/app";
         let clients = each(cluster);
@@ -154,6 +154,60 @@ fn deleting_a_manifest_takes_its_tags_along_on_every_node_at_once() -> Result<()
             let again = client.delete(&format!("/v2/{repository}/manifests/{}", pushed.digest)).await?;
             is_error(&again, &[404], &["MANIFEST_UNKNOWN"])?;
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn c26_a_blob_that_a_manifest_needs_goes_from_one_repository_alone() -> Result<()> {
+    on_cluster(async |cluster| {
+        let clients = each(cluster);
+        let image = Image::random(&mut rand::rng(), &[20_000]);
+        let (one, other) = ("c26/a", "c26/b");
+        clients[0].push(one, "v1", &image, Way::Put).await?;
+        let whole = clients[1].push(other, "v1", &image, Way::Put).await?;
+        let layer = &image.blobs[1];
+        let path = format!("/v2/{one}/blobs/{}", sha256(layer));
+        clients[2].delete(&path).await?.expect(&[202])?;
+        for client in &clients {
+            is_error(&client.get(&path).await?, &[404], &["BLOB_UNKNOWN"])?;
+            client.manifest(one, "v1").await?.expect(&[200])?;
+            client.verify(&whole).await?;
+        }
+        clients[1].push_blob(one, layer, Way::Put).await?;
+        for client in &clients {
+            client.pull_blob(one, &sha256(layer)).await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn c27_deletes_that_find_nothing_say_so_and_leave_no_entry_in_the_log() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let (repository, clients) = ("c27/app", each(cluster));
+        let (image, pushed) = push_small(cluster, repository, "v1").await?;
+        let of = |name: &str, what: &str| format!("/v2/{name}/{what}");
+        for (what, code) in [
+            ("manifests/v1".to_owned(), "MANIFEST_UNKNOWN"),
+            (format!("manifests/{}", pushed.digest), "MANIFEST_UNKNOWN"),
+            (format!("blobs/{}", sha256(&image.blobs[0])), "BLOB_UNKNOWN"),
+        ] {
+            clients[0].delete(&of(repository, &what)).await?.expect(&[202])?;
+            let before = clients[0].get("/api/v1/cluster").await?.json()["commit_index"].clone();
+            for client in &clients {
+                is_error(&client.delete(&of(repository, &what)).await?, &[404], &[code])?;
+                is_error(&client.delete(&of("c27/never", &what)).await?, &[404], &["NAME_UNKNOWN"])?;
+            }
+            let after = clients[0].get("/api/v1/cluster").await?.json()["commit_index"].clone();
+            ensure!(after == before, "{what}: {before} → {after}");
+        }
+        for odd in ["manifests/sha256:xyz", "blobs/sha256:xyz", "blobs/latest"] {
+            is_error(&clients[1].delete(&of(repository, odd)).await?, &[400, 404], &[])?;
+        }
+        let upload = clients[0].open_upload(repository).await?;
+        clients[1].delete(path_of(&upload)).await?.expect(&[204])?;
+        is_error(&clients[2].delete(path_of(&upload)).await?, &[404], &["BLOB_UPLOAD_UNKNOWN"])?;
         Ok(())
     })
 }
