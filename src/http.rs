@@ -18,6 +18,8 @@ use bytes::Bytes;
 use flotilla_raft::Consensus;
 use futures::{FutureExt, Stream};
 use tracing::Instrument;
+use utoipa_actix_web::AppExt;
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::cluster::operator;
 use crate::cluster::readiness::{InFlight, Readiness};
@@ -38,16 +40,22 @@ pub(crate) fn app(
         InitError = (),
     >,
 > {
-    App::new()
+    let (app, _) = App::new()
         .app_data(oci)
         .app_data(consensus)
         .app_data(readiness)
         .wrap(from_fn(accompany))
-        .configure(operator::configure)
-        .configure(oci::changes::configure)
-        .configure(oci::settings::configure)
-        .service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution))
-        .default_service(web::to(nothing_here))
+        .into_utoipa_app()
+        .configure(described)
+        .split_for_parts();
+    app.service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution)).default_service(web::to(nothing_here))
+}
+
+/// The routes that the OpenAPI document describes: all but the specification's own.
+fn described(routes: &mut ServiceConfig<'_>) {
+    operator::configure(routes);
+    oci::changes::configure(routes);
+    oci::settings::configure(routes);
 }
 
 /// Everything under `/v2`. Repositories' names have any depth, so the router sees one resource and [`Route`] the rest.
@@ -203,5 +211,26 @@ impl Stream for UnreadBody {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut *self.0.borrow_mut()).poll_next(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the routes themselves say. `UPDATE_OPENAPI=1` writes it to docs/, where the difference is reviewed.
+    #[test]
+    fn the_openapi_document_is_that_of_the_routes() {
+        let (_, mut api) = App::new().into_utoipa_app().configure(described).split_for_parts();
+        api.info.title = "Flotilla: what it adds to the OCI Distribution API".into();
+        api.info.version = env!("CARGO_PKG_VERSION").into();
+        api.info.description = Some("docs/api.md says what each does.".into());
+        api.info.license = None;
+        let routes = api.to_pretty_json().unwrap() + "\n";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(&path, &routes).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), routes);
     }
 }

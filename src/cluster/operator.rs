@@ -1,32 +1,38 @@
 //! What operators and orchestrators ask on the client port: probes, metrics, the state of the cluster.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpResponse, get, web};
 use flotilla_raft::{Consensus, Member, NodeId};
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::metrics;
 use super::readiness::Readiness;
 use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
 
 /// The routes of the client port that are not OCI's.
-pub(crate) fn configure(routes: &mut web::ServiceConfig) {
-    routes
-        .route("/startupz", web::get().to(startupz))
-        .route("/healthz", web::get().to(healthz))
-        .route("/readyz", web::get().to(readyz))
-        .route("/metrics", web::get().to(metrics_page))
-        .route("/api/v1/cluster", web::get().to(cluster));
+pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
+    routes.service(startupz).service(healthz).service(readyz).service(metrics_page).service(cluster);
 }
 
 /// 200 once storage is open and the log replayed, which is before this server listens.
+#[utoipa::path(responses((status = 200, description = "Storage is open and the log replayed")))]
+#[get("/startupz")]
 async fn startupz() -> HttpResponse {
     HttpResponse::Ok().body("started\n")
 }
 
 /// 200 while the process answers; never a question of leaders or quorum.
+#[utoipa::path(responses((status = 200, description = "The process answers")))]
+#[get("/healthz")]
 async fn healthz() -> HttpResponse {
     HttpResponse::Ok().body("alive\n")
 }
 
+/// 200 while the node should be sent requests.
+#[utoipa::path(responses(
+    (status = 200, description = "It should be sent requests"),
+    (status = 503, description = "It should not; says why"),
+))]
+#[get("/readyz")]
 async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>) -> HttpResponse {
     if readiness.is_ready() {
         return HttpResponse::Ok().body("ready\n");
@@ -39,12 +45,21 @@ async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>
     HttpResponse::ServiceUnavailable().body(reason)
 }
 
+/// Metrics in the OpenMetrics form.
+#[utoipa::path(responses((status = 200, content_type = "application/openmetrics-text", description = "All metrics of this node")))]
+#[get("/metrics")]
 async fn metrics_page(consensus: web::Data<Consensus>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
         .body(metrics::page(&consensus))
 }
 
+/// How the cluster is, as this node sees it.
+#[utoipa::path(responses(
+    (status = 200, body = Object, description = "What `flotilla cluster status --json` prints"),
+    (status = 503, body = Object, description = "This node belongs to no cluster yet"),
+))]
+#[get("/api/v1/cluster")]
 async fn cluster(consensus: web::Data<Consensus>) -> HttpResponse {
     match consensus.registry().cluster_id() {
         Ok(Some(cluster_id)) => HttpResponse::Ok().json(state(&consensus, cluster_id.to_string())),

@@ -2,9 +2,10 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, ETAG, IF_MATCH};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use flotilla_raft::Command;
 use flotilla_raft::settings::DOCUMENT_MAX;
+use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
 use super::content::read_body;
@@ -16,12 +17,14 @@ use super::{FLOTILLA_REVISION, Oci, checked, decimal};
 const NOTHING: &str = "{}";
 
 /// The routes. The app's data must hold [`Oci`].
-pub(crate) fn configure(routes: &mut web::ServiceConfig) {
-    routes.service(web::resource("/api/v1/settings").get(get).put(put));
+pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
+    routes.service(get_settings).service(put_settings);
 }
 
 /// `GET /api/v1/settings`: the document, and its revision as entity tag (`"0"` where none was put).
-async fn get(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
+#[utoipa::path(responses((status = 200, body = Object, description = "The document; `ETag` is its revision")))]
+#[get("/api/v1/settings")]
+async fn get_settings(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
     let freshness = oci.catch_up().await?;
     let record = oci.consensus.registry().settings()?;
     let (document, revision) = record.map_or_else(|| (NOTHING.into(), 0), |record| (record.document, record.revision));
@@ -36,7 +39,21 @@ async fn get(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
 }
 
 /// `PUT /api/v1/settings`: replaces the document; `If-Match` says which revision is replaced.
-async fn put(oci: web::Data<Oci>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, OciError> {
+#[utoipa::path(
+    params(("if-match" = Option<String>, Header, description = "The revision that is replaced, as `ETag` had it")),
+    request_body(content = Object, description = "The whole document"),
+    responses(
+        (status = 204, description = "Replaced; `ETag` is the new revision"),
+        (status = 400, body = Object, description = "Not valid; says where"),
+        (status = 412, body = Object, description = "The settings are others by now"),
+    )
+)]
+#[put("/api/v1/settings")]
+async fn put_settings(
+    oci: web::Data<Oci>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, OciError> {
     let expected = header(&request, IF_MATCH).map(revision).transpose()?;
     let (limit, pause) = (DOCUMENT_MAX as u64, oci.config.body_timeout);
     let body = read_body(&request, payload, limit, pause, &mut oci.bodies.share()).await?;

@@ -8,17 +8,13 @@ mod watch;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use actix_web::web;
+use utoipa_actix_web::service_config::ServiceConfig;
 
 pub(crate) use feed::Feed;
 
 /// The routes. The app's data must hold [`super::Oci`].
-pub(crate) fn configure(routes: &mut web::ServiceConfig) {
-    routes
-        .route("/api/v1/repositories/{repository:.+}/tags/{tag}/history", web::get().to(tags::history))
-        .route("/api/v1/repositories/{repository:.+}/tags/{tag}/rollback", web::post().to(tags::rollback))
-        .route("/api/v1/transactions", web::post().to(transaction::post))
-        .route("/api/v1/watch", web::get().to(watch::get));
+pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
+    routes.service(tags::history).service(tags::rollback).service(transaction::change_tags).service(watch::watch);
 }
 
 /// A time of state as RFC 3339 has it.

@@ -1,7 +1,7 @@
 //! The history of one tag, and the way back in it.
 
 use actix_web::http::header::LINK;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use flotilla_raft::{Command, RepositoryName, Tag, TagChange, TagVersion};
 use serde::Deserialize;
 use serde_json::json;
@@ -19,11 +19,26 @@ const PAGE_MAX: usize = 1000;
 /// The largest body of a request, in bytes.
 const BODY_MAX: u64 = 4096;
 
-type Path = web::Path<(String, String)>;
-
 /// `GET /api/v1/repositories/<name>/tags/<tag>/history`: the newest version first. `n` bounds the page, `before` is the
 /// revision that the former page ended at.
-pub(super) async fn history(oci: web::Data<Oci>, request: HttpRequest, path: Path) -> Result<HttpResponse, OciError> {
+#[utoipa::path(
+    params(
+        ("repository" = String, Path, description = "The repository; slashes are part of it"),
+        ("tag" = String, Path),
+        ("n" = Option<u64>, Query, description = "The most versions of the answer"),
+        ("before" = Option<u64>, Query, description = "Only versions that began before this revision"),
+    ),
+    responses(
+        (status = 200, body = Object, description = "The versions, the newest first; `Link` leads to older ones"),
+        (status = 404, body = Object, description = "The tag never was"),
+    )
+)]
+#[get("/api/v1/repositories/{repository:.+}/tags/{tag}/history")]
+pub(super) async fn history(
+    oci: web::Data<Oci>,
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, OciError> {
     let (repository, tag) = parsed(path)?;
     let number = |name: &str| {
         let parse = |text: std::borrow::Cow<'_, str>| text.parse::<u64>().ok();
@@ -74,10 +89,25 @@ struct Rollback {
 
 /// `POST /api/v1/repositories/<name>/tags/<tag>/rollback` with `{"revision": N}`: the tag points again at what it
 /// pointed at then; `If-Match` says where it must be now.
+#[utoipa::path(
+    params(
+        ("repository" = String, Path, description = "The repository; slashes are part of it"),
+        ("tag" = String, Path),
+        ("if-match" = Option<String>, Header, description = "The digest that the tag must point at now, in quotes"),
+    ),
+    request_body(content = Object, description = "`{\"revision\": N}`"),
+    responses(
+        (status = 200, body = Object, description = "The tag points at that manifest again"),
+        (status = 404, body = Object, description = "There was no such tag then, or its manifest is gone"),
+        (status = 410, body = Object, description = "The revision is forgotten"),
+        (status = 412, body = Object, description = "The tag is elsewhere by now: `ETag` says where"),
+    )
+)]
+#[post("/api/v1/repositories/{repository:.+}/tags/{tag}/rollback")]
 pub(super) async fn rollback(
     oci: web::Data<Oci>,
     request: HttpRequest,
-    path: Path,
+    path: web::Path<(String, String)>,
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
     let (repository, tag) = parsed(path)?;
@@ -96,7 +126,7 @@ pub(super) async fn rollback(
     Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).json(shown))
 }
 
-fn parsed(path: Path) -> Result<(RepositoryName, Tag), OciError> {
+fn parsed(path: web::Path<(String, String)>) -> Result<(RepositoryName, Tag), OciError> {
     let (repository, tag) = path.into_inner();
     Ok((repository.parse()?, tag.parse()?))
 }

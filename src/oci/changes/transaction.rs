@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, post, web};
 use flotilla_raft::{Command, Condition, TagChange};
 use flotilla_storage::Digest;
 use serde::Deserialize;
@@ -37,7 +37,18 @@ struct Change {
 }
 
 /// `POST /api/v1/transactions`
-pub(super) async fn post(
+#[utoipa::path(
+    request_body(content = Object, description = "`{\"changes\": [{\"repository\", \"tag\", \"digest\", \"if_match\", \"if_none_match\"}]}`"),
+    responses(
+        (status = 200, body = Object, description = "All changes were made, at this revision"),
+        (status = 400, body = Object, description = "Not understood: nothing was changed"),
+        (status = 403, body = Object, description = "A tag is immutable: nothing was changed"),
+        (status = 404, body = Object, description = "A manifest or a tag is not there: nothing was changed"),
+        (status = 412, body = Object, description = "A condition does not hold: nothing was changed"),
+    )
+)]
+#[post("/api/v1/transactions")]
+pub(super) async fn change_tags(
     oci: web::Data<Oci>,
     request: HttpRequest,
     payload: web::Payload,
@@ -94,8 +105,8 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Vec<TagChange>, String> {
-        let transaction: Transaction = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        checked(transaction.changes).map_err(|error| error.to_string())
+        let read: Transaction = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        checked(read.changes).map_err(|error| error.to_string())
     }
 
     #[test]

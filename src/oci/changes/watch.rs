@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, get, web};
 use bytes::{Bytes, BytesMut};
 use flotilla_raft::Place;
 use flotilla_raft::settings::{GlobMatcher, glob};
@@ -33,7 +33,21 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `since` (or `Last-Event-ID`) is a revision, or the id of an event: what comes after it is told. Without it, what
 /// comes from now on. `repository` is a pattern, `wait` (seconds) makes it a poll.
-pub(super) async fn get(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse, OciError> {
+#[utoipa::path(
+    params(
+        ("since" = Option<String>, Query, description = "A revision, or the id of an event: what comes after it is told"),
+        ("last-event-id" = Option<String>, Header, description = "As `since`, which it wins over"),
+        ("repository" = Option<String>, Query, description = "A glob over repositories"),
+        ("wait" = Option<u64>, Query, description = "Seconds; makes the request a poll"),
+    ),
+    responses(
+        (status = 200, content_type = "text/event-stream", description = "Every change once and in order, until the connection ends"),
+        (status = 410, body = Object, description = "The revision is forgotten; `detail.oldest` is not"),
+        (status = 429, body = Object, description = "As many as may watch this node do"),
+    )
+)]
+#[get("/api/v1/watch")]
+pub(super) async fn watch(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse, OciError> {
     if oci.feed.watchers() >= WATCHERS_MAX {
         return Err(OciError::busy("as many as may watch this node do"));
     }
