@@ -105,6 +105,11 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) shutdown_timeout: Duration,
 
+    /// Web pages that may call this node from a browser, as origins (https://registry.example)
+    /// separated by commas, or * for all; default: none
+    #[arg(long, value_name = "ORIGIN,…", value_delimiter = ',', value_parser = values::origin)]
+    pub(crate) cors_origins: Vec<String>,
+
     /// What to log: error, warn, info or debug, or a filter such as info,flotilla_raft=debug; info,flotilla::access=info logs each request
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
     pub(crate) log_level: String,

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use actix_cors::Cors;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::error::PayloadError;
 use actix_web::http::header::HeaderValue;
 use actix_web::http::{ConnectionType, Method};
-use actix_web::middleware::{Next, from_fn};
+use actix_web::middleware::{Condition, Next, from_fn};
 use actix_web::{App, Error, HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
 use bytes::Bytes;
 use flotilla_raft::Consensus;
@@ -21,6 +22,7 @@ use tracing::Instrument;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
+use crate::cluster::metrics::Gauge;
 use crate::cluster::operator;
 use crate::cluster::readiness::{InFlight, Readiness};
 use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
@@ -31,6 +33,7 @@ pub(crate) fn app(
     oci: web::Data<Oci>,
     consensus: web::Data<Consensus>,
     readiness: web::Data<Readiness>,
+    gauges: web::Data<Vec<Gauge>>,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -40,15 +43,27 @@ pub(crate) fn app(
         InitError = (),
     >,
 > {
+    let origins = oci.config.cors_origins.clone();
     let (app, _) = App::new()
         .app_data(oci)
         .app_data(consensus)
         .app_data(readiness)
+        .app_data(gauges)
+        .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         .wrap(from_fn(accompany))
         .into_utoipa_app()
         .configure(described)
         .split_for_parts();
     app.service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution)).default_service(web::to(nothing_here))
+}
+
+/// What pages of these origins may do in a browser: all that other clients may.
+fn cors(origins: &[String]) -> Cors {
+    let cors = Cors::default().allow_any_method().allow_any_header().expose_any_header().max_age(3600);
+    origins.iter().fold(cors, |cors, origin| match origin.as_str() {
+        "*" => cors.allow_any_origin(),
+        origin => cors.allowed_origin(origin),
+    })
 }
 
 /// The routes that the OpenAPI document describes: all but the specification's own.

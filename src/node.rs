@@ -12,6 +12,7 @@ use flotilla_raft::{Consensus, NodeId, NodeRecord, Options};
 use flotilla_storage::{BlobStore, StorageError, durable_file, format, sync};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cluster::metrics::Gauge;
 use crate::cluster::operator::shown;
 use crate::cluster::readiness::Readiness;
 use crate::cluster::{founding, peer};
@@ -131,9 +132,11 @@ fn serve_clients(
     readiness: &Readiness,
     config: &Arc<Config>,
 ) -> anyhow::Result<(Server, ServerHandle)> {
-    let oci = web::Data::new(Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping()));
+    let oci = Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping());
+    let gauges = web::Data::new(gauges(replication, &oci));
+    let oci = web::Data::new(oci);
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
-    let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone()))
+    let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone(), gauges.clone()))
         .workers(workers())
         .backlog(BACKLOG)
         .keep_alive(KEEP_ALIVE)
@@ -144,6 +147,34 @@ fn serve_clients(
         .run();
     let handle = server.handle();
     Ok((server, handle))
+}
+
+/// What the page of metrics shows beside the Raft group's figures.
+fn gauges(replication: &Replication, oci: &Oci) -> Vec<Gauge> {
+    let (sessions, copies, staging) = (replication.clone(), replication.clone(), replication.clone());
+    let feed = oci.feed();
+    vec![
+        Gauge {
+            name: "upload_sessions",
+            help: "Upload sessions open on this node",
+            read: Box::new(move || sessions.open_uploads().0 as u64),
+        },
+        Gauge {
+            name: "upload_copies",
+            help: "Copies that this node takes of other nodes' upload sessions",
+            read: Box::new(move || copies.open_uploads().1 as u64),
+        },
+        Gauge {
+            name: "staging_bytes",
+            help: "Bytes of unfinished uploads on this node's disk",
+            read: Box::new(move || staging.staging_bytes()),
+        },
+        Gauge {
+            name: "watchers",
+            help: "Clients that watch changes at this node",
+            read: Box::new(move || feed.watchers() as u64),
+        },
+    ]
 }
 
 fn workers() -> usize {

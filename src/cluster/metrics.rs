@@ -6,8 +6,18 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The metrics of this node, read now.
-pub(crate) fn page(consensus: &Consensus) -> String {
+/// A figure of another part of the node.
+pub(crate) struct Gauge {
+    /// Its name, without the prefix.
+    pub(crate) name: &'static str,
+    /// What it is.
+    pub(crate) help: &'static str,
+    /// Reads it, when the page is asked for; may wait for the disk.
+    pub(crate) read: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// The metrics of this node, read now. Blocks.
+pub(crate) fn page(consensus: &Consensus, gauges: &[Gauge]) -> String {
     let mut registry = Registry::with_prefix("flotilla");
     let raft = consensus.status();
     let [built, sent, installed] = raft.snapshots;
@@ -22,6 +32,7 @@ pub(crate) fn page(consensus: &Consensus) -> String {
         gauge("blobs_held", "Blob files that this node should have and has", own.blobs_held);
         gauge("blobs_missing", "Blob files that this node should have and lacks", own.blobs_missing);
     }
+    gauges.iter().for_each(|more| gauge(more.name, more.help, (more.read)()));
     registry.register_with_unit("raft_log", "Size of the log", Unit::Bytes, ConstGauge::new(raft.log_bytes as i64));
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("raft_log_syncs", "Syncs of the log to the disk", raft.log_syncs);

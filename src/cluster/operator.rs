@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, get, web};
 use flotilla_raft::{Consensus, Member, NodeId};
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::metrics;
+use super::metrics::{self, Gauge};
 use super::readiness::Readiness;
 use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
 
@@ -48,10 +48,13 @@ async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>
 /// Metrics in the OpenMetrics form.
 #[utoipa::path(responses((status = 200, content_type = "application/openmetrics-text", description = "All metrics of this node")))]
 #[get("/metrics")]
-async fn metrics_page(consensus: web::Data<Consensus>) -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-        .body(metrics::page(&consensus))
+async fn metrics_page(consensus: web::Data<Consensus>, gauges: web::Data<Vec<Gauge>>) -> HttpResponse {
+    match web::block(move || metrics::page(&consensus, &gauges)).await {
+        Ok(page) => {
+            HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(page)
+        }
+        Err(_) => HttpResponse::ServiceUnavailable().body("stopping\n"),
+    }
 }
 
 /// How the cluster is, as this node sees it.

@@ -19,6 +19,9 @@ const PREFIX: &str = "FLOTILLA_";
 /// Variables with our prefix that are not settings of a node: read by the CLI, or by what starts it.
 const OTHER_VARIABLES: [&str; 4] = ["FLOTILLA_CONFIG", "FLOTILLA_URL", "FLOTILLA_BIN", "FLOTILLA_KEEP"];
 
+/// Settings that have several values: lists in the file, separated by commas elsewhere.
+const LISTS: [&str; 2] = ["peers", "cors_origins"];
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -179,7 +182,7 @@ fn command() -> clap::Command {
 
 fn flag(key: &str, value: &str) -> Option<String> {
     // An empty list is written as an empty text, which is no element of it.
-    let empty_list = key == "peers" && value.is_empty();
+    let empty_list = LISTS.contains(&key) && value.is_empty();
     (!empty_list).then(|| format!("{}={value}", flag_name(key)))
 }
 
@@ -277,7 +280,7 @@ fn insert_from_file(
     if !known.contains(&key) {
         return Err(Refused::new(key, origin, "no setting has this name; see `flotilla serve --help`"));
     }
-    match plain(value, key == "peers") {
+    match plain(value, LISTS.contains(&key.as_str())) {
         Some(value) => given.insert_checked(key, value, origin),
         None => Err(Refused::new(key, origin, format!("{} is no type for this setting", value.type_str()))),
     }

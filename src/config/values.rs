@@ -69,6 +69,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `*`, or scheme, host and port.
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    if text == "*" { Ok(text.to_owned()) } else { base_url(text) }
+}
+
 /// More than `debug` is not compiled in.
 const LOG_LEVELS: [&str; 5] = ["off", "error", "warn", "info", "debug"];
 

@@ -83,6 +83,11 @@ impl Oci {
         }
     }
 
+    /// Where changes are told.
+    pub(crate) fn feed(&self) -> changes::Feed {
+        self.feed.clone()
+    }
+
     /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.
     async fn catch_up(&self) -> Result<Freshness, OciError> {
         match self.consensus.read_barrier().await {

@@ -88,6 +88,11 @@ impl Copies {
         Self { blobs, limits, table: Mutex::default() }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.table.lock().len()
+    }
+
     /// Appends a request's bytes at `offset`; says how long the copy is now.
     pub(super) async fn append<S, E>(&self, upload: Uuid, offset: u64, body: S) -> Result<u64, CopyError>
     where

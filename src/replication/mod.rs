@@ -126,6 +126,16 @@ impl Replication {
         self.tally().counts()
     }
 
+    /// Upload sessions open on this node, and copies that it takes of others' sessions.
+    pub(crate) fn open_uploads(&self) -> (usize, usize) {
+        (self.sessions().len(), self.copies().len())
+    }
+
+    /// What unfinished uploads take on this node's disk, in bytes. Blocks.
+    pub(crate) fn staging_bytes(&self) -> u64 {
+        self.blobs().staging_bytes()
+    }
+
     /// The node that holds an upload session; `None` for an id that no node gave out.
     pub(crate) fn upload_owner(&self, id: &Uuid) -> Option<NodeId> {
         upload_id::owner(id)

@@ -35,6 +35,13 @@ impl Default for Sessions {
     }
 }
 
+impl Sessions {
+    /// How many are open.
+    pub(super) fn len(&self) -> usize {
+        self.table.lock().len()
+    }
+}
+
 /// An upload session that lives within one request: it is over when this is dropped, whatever came of it.
 pub(crate) struct OneRequest(pub(crate) Arc<Session>);
 

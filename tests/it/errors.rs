@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use chaos_tests::client::{Client, Method, Reply, Way};
+use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::image::{Image, OCI_MANIFEST, sha256};
 
 use crate::fixture::{each, is_error, on_cluster, push_small, tags_of, want};
@@ -172,4 +173,25 @@ fn a_request_is_found_again_by_its_id() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_the_configured_origins_may_call_the_node() -> Result<()> {
+    let cluster = Cluster::start(Options::with_args(["--cors-origins", "https://ui.example"])).await?;
+    let result = async {
+        let client = &each(&cluster)[0];
+        let asked = [("origin", "https://ui.example"), ("access-control-request-method", "PUT")];
+        let may =
+            client.send(Method::OPTIONS, "/v2/a/manifests/v1", &asked, Bytes::new()).await?.expect(&[200, 204])?;
+        ensure!(may.header("access-control-allow-origin") == Some("https://ui.example"), "{:?}", may.headers);
+        ensure!(may.header("access-control-allow-methods").is_some_and(|methods| methods.contains("PUT")), "{may:?}");
+        let get = client.send(Method::GET, "/v2/", &asked[..1], Bytes::new()).await?.expect(&[200])?;
+        ensure!(get.header("access-control-allow-origin") == Some("https://ui.example"), "{:?}", get.headers);
+        let other = [("origin", "https://else.example")];
+        let get = client.send(Method::GET, "/v2/", &other, Bytes::new()).await?.expect(&[200])?;
+        ensure!(get.header("access-control-allow-origin").is_none(), "{:?}", get.headers);
+        Ok(())
+    };
+    let result = result.await;
+    cluster.judged(result)
 }

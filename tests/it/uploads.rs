@@ -1,17 +1,17 @@
 //! Upload sessions: chunks, offsets, mounts, and clients that go away.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use chaos_tests::client::{Client, Method, OCTETS, Way, with_query};
+use chaos_tests::client::{Client, Method, OCTETS, Way, path_of, with_query};
 use chaos_tests::image::{random_bytes, sha256};
 use chaos_tests::raw::Connection;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::fixture::{
     BODY_TIMEOUT, SOON, blob_everywhere, blob_nowhere, each, files_beside_metadata, has, is_error, nothing_yet,
-    on_cluster, progress, push_small, want,
+    on_cluster, on_own_cluster, progress, push_small, want,
 };
 
 const UNKNOWN: &str = "5e0c4c6e-7a51-4c0f-8f5e-0123456789ab";
@@ -467,4 +467,30 @@ async fn unknown_to(clients: &[Client], location: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn unfinished_uploads_are_counted_until_they_end() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let (node, client) = (&cluster.nodes()[0], &each(cluster)[0]);
+        let figures = async || {
+            let sessions = cluster.metric(node, "flotilla_upload_sessions").await?;
+            Ok::<_, anyhow::Error>((sessions, cluster.metric(node, "flotilla_staging_bytes").await?))
+        };
+        ensure!(figures().await? == (0.0, 0.0), "{:?}", figures().await?);
+        let location = client.open_upload("counted/app").await?;
+        let chunk = random_bytes(&mut rand::rng(), 100_000);
+        let location = client.patch(&location, None, chunk).await?.expect(&[202])?.location()?;
+        let (sessions, bytes) = figures().await?;
+        ensure!(sessions == 1.0 && bytes >= 100_000.0, "{sessions} sessions, {bytes} bytes");
+        let copies = cluster.metric(&cluster.nodes()[1], "flotilla_upload_copies").await?;
+        ensure!(copies == 1.0, "{copies} copies at the second node");
+        client.delete(path_of(&location)).await?.expect(&[204])?;
+        let deadline = Instant::now() + SOON;
+        while figures().await? != (0.0, 0.0) {
+            ensure!(Instant::now() < deadline, "{:?} stay behind", figures().await?);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    })
 }

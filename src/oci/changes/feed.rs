@@ -70,7 +70,7 @@ impl Feed {
     }
 
     /// How many watch now.
-    pub(super) fn watchers(&self) -> usize {
+    pub(crate) fn watchers(&self) -> usize {
         self.batches.receiver_count()
     }
 

@@ -120,6 +120,12 @@ impl BlobStore {
         })
     }
 
+    /// What unfinished blobs take on the disk, in bytes. Those that come or go meanwhile may be missed.
+    pub fn staging_bytes(&self) -> u64 {
+        let Ok(entries) = fs::read_dir(self.inner.layout.staging()) else { return 0 };
+        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    }
+
     /// Where a blob lies or would lie.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.inner.layout.blob(digest)
