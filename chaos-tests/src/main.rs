@@ -43,6 +43,18 @@ enum Scenario {
     },
     /// Two of three nodes gone: pulls go on, pushes are refused at once, and all heals by itself.
     NoQuorum,
+    /// Nodes are killed under a watcher: it sees every change once and in order.
+    Watch {
+        #[arg(long, default_value_t = 10_000)]
+        changes: usize,
+        #[arg(long, default_value_t = 10)]
+        kills: usize,
+    },
+    /// Two writers race for a tag under a condition: exactly one wins each time.
+    Races {
+        #[arg(long, default_value_t = 1_000)]
+        times: usize,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -63,6 +75,8 @@ async fn main() -> ExitCode {
         }
         Scenario::BigBlob { mib } => scenarios::big_blob(mib, seed).await,
         Scenario::NoQuorum => scenarios::no_quorum(seed).await,
+        Scenario::Watch { changes, kills } => scenarios::watch(changes, kills).await,
+        Scenario::Races { times } => scenarios::races(times).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

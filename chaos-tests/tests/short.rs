@@ -48,3 +48,15 @@ async fn many_clients_push_and_pull_at_once_without_an_error() -> anyhow::Result
     let _turn = ONE_AT_A_TIME.lock().await;
     scenarios::clients(40, seed()).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_sees_every_change_once_although_its_node_is_killed() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::watch(600, 2).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_race_for_a_tag_exactly_one_wins() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::races(50).await
+}

@@ -7,6 +7,7 @@ mod clients;
 mod kill_all;
 mod kill_leader;
 mod no_quorum;
+mod watch;
 
 pub use big_blob::big_blob;
 pub use catch_up::{CatchUp, catch_up};
@@ -14,6 +15,7 @@ pub use clients::clients;
 pub use kill_all::kill_all;
 pub use kill_leader::kill_leader;
 pub use no_quorum::no_quorum;
+pub use watch::{races, watch};
 
 use std::time::Duration;
 
