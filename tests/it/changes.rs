@@ -85,6 +85,7 @@ fn the_past_of_a_tag_can_be_read_listed_and_brought_back() -> Result<()> {
             is_error(&client.get(&format!("{path}?revision={}", first - 1)).await?, &[404], &["MANIFEST_UNKNOWN"])?;
             is_error(&client.get(&format!("{path}?revision={gone}")).await?, &[404], &["MANIFEST_UNKNOWN"])?;
             is_error(&client.get(&format!("{path}?revision=99999999")).await?, &[400], &["UNSUPPORTED"])?;
+            is_error(&client.get(&format!("/v2/_catalog?revision={first}")).await?, &[400], &["UNSUPPORTED"])?;
             let list =
                 async |at: u64| client.get(&format!("/v2/{repository}/tags/list?revision={at}")).await?.expect(&[200]);
             ensure!(tags_in(&list(first).await?)? == ["v"]);
