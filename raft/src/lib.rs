@@ -22,6 +22,7 @@ mod membership;
 pub mod names;
 pub mod network;
 mod read_gate;
+mod records;
 pub mod registry;
 pub mod settings;
 mod snapshot;
@@ -38,6 +39,7 @@ pub use command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Propos
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
-pub use registry::{
-    Change, Changed, LinkRecord, ManifestRecord, Place, Referrer, Registry, SettingsRecord, TagRecord, TagVersion,
+pub use records::{
+    Change, Changed, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord, TagVersion,
 };
+pub use registry::Registry;

@@ -1,162 +1,16 @@
 //! What a node knows of the registry: reads of the applied state, local and fast. Whether that is fresh enough is
 //! the caller's question to [`crate::Consensus::read_barrier`].
 
-use std::fmt;
-
 use bytes::Bytes;
 use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
+use crate::records::{
+    BlobRecord, Change, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord, TagVersion,
+};
 use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
-
-/// What a tag points at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagRecord {
-    /// The manifest's digest, as it was given when the tag was put.
-    pub digest: Digest,
-    /// The log index at which the tag last moved.
-    pub revision: u64,
-    /// When it moved, by the leader's clock, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
-    /// Who moved it.
-    pub actor: String,
-}
-
-/// A manifest in a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestRecord {
-    /// The media type that it was pushed with.
-    pub media_type: String,
-    /// Bytes.
-    pub size: u64,
-    /// Whether its bytes are rows of state; else they are a file.
-    pub inline: bool,
-    /// The log index at which it came into the repository.
-    pub revision: u64,
-    /// Config and layers.
-    pub blobs: Vec<Digest>,
-    /// Children of an index.
-    pub manifests: Vec<Digest>,
-    /// Entries of an index that are blobs or manifests.
-    pub either: Vec<Digest>,
-    /// The manifest that it refers to.
-    pub subject: Option<Digest>,
-    /// Its artifact type.
-    pub artifact_type: Option<String>,
-}
-
-/// A blob in a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkRecord {
-    /// Bytes.
-    pub size: u64,
-    /// Whether its bytes are rows of state; else they are a file.
-    pub inline: bool,
-    /// The log index at which it came into the repository.
-    pub revision: u64,
-    /// The request that made the link: an upload's id, or a mount's.
-    pub request_id: Uuid,
-}
-
-/// A manifest as the list of its subject's referrers shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Referrer {
-    /// Its media type.
-    pub media_type: String,
-    /// Bytes.
-    pub size: u64,
-    /// Its artifact type.
-    pub artifact_type: Option<String>,
-    /// Its annotations.
-    pub annotations: Vec<(String, String)>,
-}
-
-/// What a tag was from one revision on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagVersion {
-    /// The manifest's digest; `None` where the tag was removed.
-    pub digest: Option<Digest>,
-    /// When it came to be so, by the leader's clock, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
-    /// Who made it so.
-    pub actor: String,
-}
-
-/// What kind of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Changed {
-    /// A tag points at another manifest, or is new.
-    TagPut,
-    /// A tag is gone.
-    TagDelete,
-    /// A manifest came into a repository.
-    ManifestPut,
-    /// A manifest is gone from a repository.
-    ManifestDelete,
-}
-
-/// One change of names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// What kind.
-    pub what: Changed,
-    /// In which repository.
-    pub repository: RepositoryName,
-    /// Which tag, where it is one.
-    pub tag: Option<Tag>,
-    /// Where the tag points now, or which manifest it is.
-    pub digest: Option<Digest>,
-    /// Where the tag pointed before.
-    pub previous: Option<Digest>,
-    /// Who made the change.
-    pub actor: String,
-    /// When, by the leader's clock, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
-}
-
-/// A change's place in the order of all: its revision, and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The log index at which it happened.
-    pub revision: u64,
-    /// Which of the changes of that revision, from 0.
-    pub number: u32,
-}
-
-impl Place {
-    /// After all changes of a revision.
-    pub fn after(revision: u64) -> Self {
-        Self { revision, number: u32::MAX }
-    }
-}
-
-/// `REVISION.NUMBER`; the revision alone means after all of it.
-impl fmt::Display for Place {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number {
-            u32::MAX => write!(out, "{}", self.revision),
-            number => write!(out, "{}.{number}", self.revision),
-        }
-    }
-}
-
-/// A digest that any repository holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BlobRecord {
-    /// Bytes.
-    pub(crate) size: u64,
-    /// Its bytes are rows of state.
-    pub(crate) inline: bool,
-    /// Its bytes are a file on the nodes that placement names.
-    pub(crate) file: bool,
-    /// Repositories that hold it as a blob.
-    pub(crate) links: u64,
-    /// Repositories that hold it as a manifest.
-    pub(crate) manifests: u64,
-}
 
 /// A page of the digests that state keeps as files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,24 +19,6 @@ pub struct FileBlobs {
     pub blobs: Vec<(Digest, u64)>,
     /// After which digest the next page begins; `None` at the end.
     pub next: Option<Digest>,
-}
-
-/// The settings that all nodes share.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SettingsRecord {
-    /// The JSON document, as it was put.
-    pub document: String,
-    /// The log index at which it was put.
-    pub revision: u64,
-}
-
-/// How much a repository holds. The row is there while anything is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RepositoryRecord {
-    /// Blobs.
-    pub(crate) blobs: u64,
-    /// Manifests.
-    pub(crate) manifests: u64,
 }
 
 /// The applied state of this node. Cheap to clone. Single look-ups take microseconds (memory); lists belong on a

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
-use crate::registry::{
+use crate::records::{
     BlobRecord, Change, Changed, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord, TagVersion,
 };
 use crate::state_machine::long_rows::Head;

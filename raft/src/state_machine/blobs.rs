@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Applied, State, keys};
 use crate::command::{Body, Outcome, Refusal};
 use crate::names::RepositoryName;
-use crate::registry::{BlobRecord, LinkRecord};
+use crate::records::{BlobRecord, LinkRecord};
 
 /// Makes an uploaded blob part of a repository.
 pub(super) fn link(

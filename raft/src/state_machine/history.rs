@@ -4,7 +4,7 @@ use flotilla_storage::{Digest, StorageError};
 
 use super::{State, keys};
 use crate::names::{RepositoryName, Tag};
-use crate::registry::{Change, Changed, Place, TagVersion};
+use crate::records::{Change, Changed, Place, TagVersion};
 use crate::wire::{self, Kind};
 
 /// How long changes and former versions of tags are kept, in milliseconds by the clock of state.

@@ -6,7 +6,7 @@ use flotilla_storage::{Digest, Keyspace, StorageError};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
-use crate::registry::Place;
+use crate::records::Place;
 
 /// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const BODY_PART: usize = 4000;

@@ -8,7 +8,7 @@ use super::blobs::{holders_remain, keep_body};
 use super::{Applied, State, history, keys, tags};
 use crate::command::{Body, ManifestPut, Outcome, Refusal};
 use crate::names::{RepositoryName, Tag};
-use crate::registry::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
+use crate::records::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
 use crate::settings::MissingContent;
 use crate::wire::{self, Kind};
 

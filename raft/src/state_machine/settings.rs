@@ -6,7 +6,7 @@ use flotilla_storage::StorageError;
 
 use super::{Applied, Reader, State, keys, long_rows};
 use crate::command::{Outcome, Refusal};
-use crate::registry::SettingsRecord;
+use crate::records::SettingsRecord;
 use crate::settings::Rules;
 use crate::wire::{self, Kind};
 

@@ -13,7 +13,7 @@ use super::{keys, long_rows};
 use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
-use crate::registry::RepositoryRecord;
+use crate::records::RepositoryRecord;
 use crate::settings::Rules;
 use crate::wire::{self, Kind};
 

@@ -5,7 +5,7 @@ use flotilla_storage::{Digest, StorageError};
 use super::{Applied, State, history, keys};
 use crate::command::{Condition, Outcome, Refusal, TagChange};
 use crate::names::{RepositoryName, Tag};
-use crate::registry::TagRecord;
+use crate::records::TagRecord;
 
 /// Why a tag may not come to point at `digest` (or be removed, where that is `None`), if it may not.
 pub(super) fn check(

@@ -14,7 +14,7 @@ use super::{Reader, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
-use crate::registry::{BlobRecord, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
+use crate::records::{BlobRecord, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
 use crate::wire::{self, Kind};
 
 #[derive(Default)]
