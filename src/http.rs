@@ -153,7 +153,9 @@ async fn accompany(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<Accompanied>, Error> {
     let began = Instant::now();
-    let in_flight = request.app_data::<web::Data<Readiness>>().map(|readiness| readiness.request());
+    // What comes while the node stops is refused, and must not put the end off.
+    let readiness = request.app_data::<web::Data<Readiness>>().filter(|readiness| !readiness.is_stopping());
+    let in_flight = readiness.map(|readiness| readiness.request());
     let unread = UnreadBody::of(&mut request);
     let id = request_id::of(&request);
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), id = ?id);

@@ -46,7 +46,7 @@ pub(crate) async fn get(
     let (digest, record) = match parsed {
         Reference::Tag(tag) => {
             let found = match past::revision(oci, request).await? {
-                Some(revision) => by_tag_at(oci, repository, &tag, revision)?,
+                Some(revision) => by_tag_at(oci, repository, &tag, revision).await?,
                 None => by_tag(oci, repository, &tag).await?,
             };
             answer.insert_header((FLOTILLA_REVISION, decimal(found.revision)));
@@ -88,12 +88,10 @@ async fn by_tag(oci: &Oci, repository: &RepositoryName, tag: &Tag) -> Result<Tag
 }
 
 /// A tag as it was; its manifest may have been deleted since.
-fn by_tag_at(oci: &Oci, repository: &RepositoryName, tag: &Tag, revision: u64) -> Result<Tagged, OciError> {
-    let registry = oci.consensus.registry();
+async fn by_tag_at(oci: &Oci, repository: &RepositoryName, tag: &Tag, revision: u64) -> Result<Tagged, OciError> {
     let missing = || OciError::manifest_unknown(tag).revision(revision);
-    let (revision, version) = registry.tag_at(repository, tag, revision)?.ok_or_else(missing)?;
-    let digest = version.digest.ok_or_else(missing)?;
-    let record = registry.manifest(repository, &digest)?.ok_or_else(missing)?;
+    let (revision, digest) = past::tag_at(oci, repository, tag, revision).await?.ok_or_else(missing)?;
+    let record = oci.consensus.registry().manifest(repository, &digest)?.ok_or_else(missing)?;
     Ok(Tagged { digest, record, revision, freshness: Freshness::Current })
 }
 

@@ -1,7 +1,9 @@
 //! Reads in the past: `?revision=` on a tag or a list of tags, as far back as changes are kept.
 
-use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, web};
+use flotilla_raft::{RepositoryName, Tag};
+use flotilla_storage::Digest;
 
 use super::Oci;
 use super::error::{Code, OciError};
@@ -37,6 +39,22 @@ pub(super) async fn reach(oci: &Oci, revision: u64) -> Result<(), OciError> {
         return Err(forgotten(revision, oldest));
     }
     Ok(())
+}
+
+/// What a tag was at a revision that is [reached](reach); `None` where there was none.
+///
+/// # Errors
+/// Damaged data, or the node is stopping.
+pub(super) async fn tag_at(
+    oci: &Oci,
+    repository: &RepositoryName,
+    tag: &Tag,
+    revision: u64,
+) -> Result<Option<(u64, Digest)>, OciError> {
+    let (registry, repository, tag) = (oci.consensus.registry().clone(), repository.clone(), tag.clone());
+    let found = web::block(move || registry.tag_at(&repository, &tag, revision)).await;
+    let found = found.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    Ok(found.and_then(|(began, version)| Some((began, version.digest?))))
 }
 
 /// 410: the revision is older than what is kept.

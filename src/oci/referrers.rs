@@ -133,28 +133,43 @@ impl Found {
             media_type: OCI_INDEX,
             hot: true,
         };
-        let index: Value = match serde_json::from_slice(&content.read(oci).await?) {
-            Ok(index) => index,
-            Err(_) => return Ok(()),
-        };
-        for descriptor in index["manifests"].as_array().into_iter().flatten() {
-            let Some(digest) = descriptor["digest"].as_str().and_then(|digest| digest.parse::<Digest>().ok()) else {
-                continue;
-            };
-            let is_news = match registry.manifest(repository, &digest)? {
-                Some(manifest) => manifest.subject != Some(*subject),
-                None => false,
-            };
-            if is_news && is_wanted(types, descriptor["artifactType"].as_str()) {
-                self.bytes += descriptor.to_string().len();
-                if self.bytes > PAGE_BYTES {
-                    break;
-                }
-                self.descriptors.push(descriptor.clone());
+        let body = content.read(oci).await?;
+        let (registry, name, subject, types) = (registry.clone(), repository.clone(), *subject, types.to_vec());
+        // An old index may name thousands.
+        let listed = web::block(move || listed_by_tag(&registry, &name, &subject, &types, &body)).await;
+        for descriptor in listed.map_err(|_| OciError::unavailable("this node is stopping"))?? {
+            self.bytes += descriptor.to_string().len();
+            if self.bytes > PAGE_BYTES {
+                break;
             }
+            self.descriptors.push(descriptor);
         }
         Ok(())
     }
+}
+
+/// What an index of the old scheme lists that the repository holds and that is not listed by its own subject.
+fn listed_by_tag(
+    registry: &Registry,
+    repository: &RepositoryName,
+    subject: &Digest,
+    types: &[String],
+    index: &[u8],
+) -> Result<Vec<Value>, StorageError> {
+    // Whatever else stands under that tag lists nothing.
+    let index: Value = serde_json::from_slice(index).unwrap_or_default();
+    let mut listed = Vec::new();
+    for descriptor in index["manifests"].as_array().into_iter().flatten() {
+        let Some(digest) = descriptor["digest"].as_str().and_then(|digest| digest.parse::<Digest>().ok()) else {
+            continue;
+        };
+        let manifest = registry.manifest(repository, &digest)?;
+        let is_news = manifest.is_some_and(|manifest| manifest.subject != Some(*subject));
+        if is_news && is_wanted(types, descriptor["artifactType"].as_str()) {
+            listed.push(descriptor.clone());
+        }
+    }
+    Ok(listed)
 }
 
 fn is_wanted(types: &[String], artifact_type: Option<&str>) -> bool {

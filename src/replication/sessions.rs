@@ -42,12 +42,13 @@ impl Sessions {
     }
 }
 
-/// An upload session that lives within one request: it is over when this is dropped, whatever came of it.
+/// An upload session that lives within one request: nobody finds it once this is dropped. A finish that is under way
+/// then goes on.
 pub(crate) struct OneRequest(pub(crate) Arc<Session>);
 
 impl Drop for OneRequest {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.0.replication().close_session(self.0.id());
     }
 }
 

@@ -13,7 +13,8 @@ pub(super) const RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
 const STEP: u64 = 64;
 
-/// The most changes that one step forgets: more than can have come in one step, so that none stays for ever.
+/// The most changes that one step forgets: more than usually come in one. What large transactions leave, later steps
+/// forget.
 const FORGET_MAX: usize = 512;
 
 /// Notes that a tag points elsewhere now, or nowhere.

@@ -2,12 +2,11 @@
 
 use actix_web::http::header::LINK;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
-use flotilla_raft::{Command, RepositoryName, Tag, TagChange, TagVersion};
+use flotilla_raft::{RepositoryName, Tag, TagChange, TagVersion};
 use serde::Deserialize;
 use serde_json::json;
-use uuid::Uuid;
 
-use super::rfc3339;
+use super::{propose, rfc3339};
 use crate::oci::content::read_body;
 use crate::oci::error::{Code, OciError};
 use crate::oci::extract::query;
@@ -116,14 +115,12 @@ pub(super) async fn rollback(
     let Rollback { revision } = serde_json::from_slice(&body)
         .map_err(|error| OciError::bad_request(Code::Unsupported, format!("not {{\"revision\": N}}: {error}")))?;
     past::reach(&oci, revision).await?;
-    let version = oci.consensus.registry().tag_at(&repository, &tag, revision)?;
-    let digest = version.and_then(|(_, version)| version.digest).ok_or_else(|| OciError::manifest_unknown(&tag))?;
+    let then = past::tag_at(&oci, &repository, &tag, revision).await?;
+    let (_, digest) = then.ok_or_else(|| OciError::manifest_unknown(&tag))?;
 
-    let change = TagChange { repository, tag, digest: Some(digest), condition };
-    let answer = oci.consensus.propose(Uuid::new_v4(), Command::MoveTags(vec![change])).await?;
-    answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
-    let shown = json!({ "revision": answer.revision, "digest": digest.to_string() });
-    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).json(shown))
+    let revision = propose(&oci, vec![TagChange { repository, tag, digest: Some(digest), condition }]).await?;
+    let shown = json!({ "revision": revision, "digest": digest.to_string() });
+    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(revision))).json(shown))
 }
 
 fn parsed(path: web::Path<(String, String)>) -> Result<(RepositoryName, Tag), OciError> {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use actix_web::{HttpRequest, HttpResponse, post, web};
-use flotilla_raft::{Command, Condition, TagChange};
+use flotilla_raft::{Condition, TagChange};
 use flotilla_storage::Digest;
 use serde::Deserialize;
 use serde_json::json;
-use uuid::Uuid;
 
+use super::propose;
 use crate::oci::content::read_body;
 use crate::oci::error::{Code, OciError};
 use crate::oci::{FLOTILLA_REVISION, Oci, condition, decimal};
@@ -56,10 +56,9 @@ pub(super) async fn change_tags(
     let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
     let transaction: Transaction = serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))?;
     let changes = checked(transaction.changes)?;
-    let answer = oci.consensus.propose(Uuid::new_v4(), Command::MoveTags(changes)).await?;
-    answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
-    let shown = json!({ "revision": answer.revision });
-    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).json(shown))
+    let revision = propose(&oci, changes).await?;
+    let shown = json!({ "revision": revision });
+    Ok(HttpResponse::Ok().insert_header((FLOTILLA_REVISION, decimal(revision))).json(shown))
 }
 
 fn checked(changes: Vec<Change>) -> Result<Vec<TagChange>, OciError> {

@@ -78,7 +78,12 @@ pub(super) async fn watch(oci: web::Data<Oci>, request: HttpRequest) -> Result<H
 
 fn check_kept(oci: &Oci, place: Place) -> Result<(), OciError> {
     let oldest = oci.consensus.registry().history_floor()?;
-    if place.revision < oldest { Err(past::forgotten(place.revision, oldest)) } else { Ok(()) }
+    if is_kept(place, oldest) { Ok(()) } else { Err(past::forgotten(place.revision, oldest)) }
+}
+
+/// Whether all that follows is there. Of the oldest revision itself some changes are forgotten.
+fn is_kept(place: Place, oldest: u64) -> bool {
+    place >= Place::after(oldest)
 }
 
 /// `REVISION` or `REVISION.N`
@@ -202,6 +207,13 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_an_event_of_the_oldest_revision_may_be_forgotten() {
+        assert!(is_kept(place("7").unwrap(), 7) && is_kept(place("8.0").unwrap(), 7));
+        assert!(!is_kept(place("7.2").unwrap(), 7) && !is_kept(place("6").unwrap(), 7));
+        assert!(is_kept(place("0").unwrap(), 0), "nothing is forgotten yet");
+    }
 
     #[test]
     fn a_place_is_a_revision_or_the_id_of_an_event() {
