@@ -70,6 +70,7 @@ fn cors(origins: &[String]) -> Cors {
 fn described(routes: &mut ServiceConfig<'_>) {
     operator::configure(routes);
     oci::changes::configure(routes);
+    oci::garbage::configure(routes);
     oci::settings::configure(routes);
 }
 

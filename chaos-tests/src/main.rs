@@ -55,6 +55,11 @@ enum Scenario {
         #[arg(long, default_value_t = 1_000)]
         times: usize,
     },
+    /// Pushes at the edge of the grace time while collection runs: each keeps its blobs or is told.
+    Garbage {
+        #[arg(long, default_value_t = 2_000)]
+        pushes: usize,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -77,6 +82,7 @@ async fn main() -> ExitCode {
         Scenario::NoQuorum => scenarios::no_quorum(seed).await,
         Scenario::Watch { changes, kills } => scenarios::watch(changes, kills).await,
         Scenario::Races { times } => scenarios::races(times).await,
+        Scenario::Garbage { pushes } => scenarios::garbage(pushes, seed).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

@@ -99,6 +99,20 @@ pub enum Command {
         /// The revision of the settings that this replaces; any where `None`, 0 for none.
         expected: Option<u64>,
     },
+    /// Says that a blob of a repository is about to be used: the time after which it is garbage begins anew.
+    TouchBlob {
+        /// The repository.
+        repository: RepositoryName,
+        /// The blob's digest.
+        digest: Digest,
+    },
+    /// Removes what nothing has used for the time of the settings, the longest unused first.
+    Collect {
+        /// Digests of files that a node holds and state does not name.
+        orphans: Vec<Digest>,
+        /// The most candidates to look at.
+        limit: u32,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -138,6 +152,8 @@ impl Command {
             Self::UnlinkBlob { .. } => "unlink-blob",
             Self::MoveTags(_) => "move-tags",
             Self::PutSettings { .. } => "put-settings",
+            Self::TouchBlob { .. } => "touch-blob",
+            Self::Collect { .. } => "collect",
         }
     }
 
@@ -165,6 +181,8 @@ pub enum Body {
         holders: Vec<NodeId>,
         /// How many of the holders must still be members when the command is applied.
         min_copies: u32,
+        /// The lowest index that one of the holders had applied when it promised the bytes.
+        promised: u64,
     },
 }
 
@@ -219,6 +237,25 @@ pub enum Outcome {
         /// Bytes.
         size: u64,
     },
+    /// What a collection removed.
+    Collected(Collected),
+}
+
+/// What a collection removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Deleted manifests that history needs no more.
+    pub manifests: u64,
+    /// Blobs of repositories.
+    pub links: u64,
+    /// Digests whose bytes go, on every node.
+    pub blobs: u64,
+    /// Bytes of one copy of these, those of orphans not counted.
+    pub bytes: u64,
+    /// Files that state did not name.
+    pub orphans: u64,
+    /// Whether more was due than the limit allowed.
+    pub more: bool,
 }
 
 /// Why a command changed nothing. A refusal is an answer, not an error.
@@ -242,6 +279,9 @@ pub enum Refusal {
     /// Fewer than `min_copies` of the holders are members: copy again and propose again.
     #[error("too few of the nodes that hold the bytes are members")]
     HoldersGone,
+    /// The bytes may have been collected since their holders promised them: ask the holders and propose again.
+    #[error("the bytes may have been collected meanwhile")]
+    PromiseExpired,
     /// The proposal is older than what state remembers: whether it was applied before is not known.
     #[error("the request is too old to tell whether it was applied")]
     RequestExpired,

@@ -17,12 +17,14 @@ use tokio::sync::{Mutex, broadcast};
 pub use crate::state_store::AppliedBlob;
 
 use crate::forwarding::Forwarding;
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, now_ms};
 use crate::log_store::LogStore;
 use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{CallError, Identity, Network, PeerClient, Pong};
+use crate::promises::Promises;
 use crate::read_gate::ReadGate;
 use crate::registry::Registry;
+use crate::settings::Rules;
 use crate::state_store::{StateStore, Watches};
 use crate::types::TypeConfig;
 
@@ -155,7 +157,10 @@ impl Consensus {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let dir = options.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            Ok::<_, StorageError>((LogStore::open(&dir)?, StateStore::open(&dir)?))
+            let log = LogStore::open(&dir)?;
+            let state = StateStore::open(&dir)?;
+            state.2.promises.begin(log.last_index()?);
+            Ok::<_, StorageError>((log, state))
         });
         let (log, (state, metadata, watches)) =
             opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
@@ -261,6 +266,27 @@ impl Consensus {
         self.inner.watches.blobs.subscribe()
     }
 
+    /// What this node may say of its files while files are collected.
+    pub fn promises(&self) -> &Promises {
+        &self.inner.watches.promises
+    }
+
+    /// The rules of the settings that all nodes share, as of the last applied entry.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.inner.watches.rules.borrow().clone()
+    }
+
+    /// Whether this node's clock is within five seconds of those of a majority. What depends on time alone waits
+    /// until the leader's is.
+    pub fn clock_agrees(&self) -> bool {
+        self.inner.liveness.clock_agrees(&self.members())
+    }
+
+    /// This node's clock, in milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        now_ms()
+    }
+
     /// What other nodes are told of this one's files: how many it has and how many it lacks.
     pub fn set_blob_counts(&self, held: u64, missing: u64) {
         self.inner.blobs[0].store(held, Ordering::Relaxed);
@@ -328,6 +354,7 @@ impl Consensus {
             version: self.inner.options.version.clone(),
             blobs_held: held,
             blobs_missing: missing,
+            time_ms: now_ms(),
         }
     }
 

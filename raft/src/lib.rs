@@ -21,6 +21,7 @@ mod member;
 mod membership;
 pub mod names;
 pub mod network;
+mod promises;
 mod read_gate;
 mod records;
 pub mod registry;
@@ -35,11 +36,13 @@ pub mod wire;
 #[cfg(test)]
 mod wire_tests;
 
-pub use command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
+pub use command::{Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
 pub use names::{InvalidName, RepositoryName, Tag};
+pub use promises::{Pin, Promises};
 pub use records::{
-    Change, Changed, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord, TagVersion,
+    Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord,
+    TagVersion,
 };
-pub use registry::Registry;
+pub use registry::{Holding, Registry, Whereabouts};

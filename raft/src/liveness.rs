@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -22,6 +22,9 @@ const SILENCE_MAX: Duration = Duration::from_millis(1250);
 /// How long one ping may take.
 const PING_LIMIT: Duration = Duration::from_millis(1000);
 
+/// Clocks that are further apart than this do not agree.
+const CLOCK_MAX_MS: u64 = 5000;
+
 /// What is known of the other members.
 #[derive(Clone)]
 pub(crate) struct Liveness {
@@ -38,6 +41,13 @@ struct Shared {
 struct Seen {
     at: Option<Instant>,
     pong: Option<Pong>,
+    /// How far its clock is from ours, in milliseconds, about.
+    clock_ms: u64,
+}
+
+/// This machine's clock, in milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl Liveness {
@@ -67,11 +77,25 @@ impl Liveness {
         self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(|seen| seen.pong.clone())).flatten()
     }
 
+    /// Whether this node's clock is close to those of a majority of the voters.
+    pub(crate) fn clock_agrees(&self, members: &[Member]) -> bool {
+        let seen = self.shared.seen.lock();
+        let agrees = |voter: &Member| {
+            voter.id == self.shared.own_id || seen.get(&voter.id).is_some_and(|seen| seen.clock_ms <= CLOCK_MAX_MS)
+        };
+        let voters = members.iter().filter(|member| member.voter);
+        let (all, close) = voters.fold((0, 0), |(all, close), voter| (all + 1, close + usize::from(agrees(voter))));
+        close > all / 2
+    }
+
     fn heard(&self, id: NodeId, answer: Result<Pong, CallError>) {
         let mut seen = self.shared.seen.lock();
-        let entry = seen.entry(id).or_insert(Seen { at: None, pong: None });
+        let entry = seen.entry(id).or_insert(Seen { at: None, pong: None, clock_ms: 0 });
         match answer {
-            Ok(pong) => *entry = Seen { at: Some(Instant::now()), pong: Some(pong) },
+            Ok(pong) => {
+                let clock_ms = pong.time_ms.abs_diff(now_ms());
+                *entry = Seen { at: Some(Instant::now()), pong: Some(pong), clock_ms };
+            }
             // Nobody listens there: no need to wait for the silence to grow long.
             Err(CallError::Unreachable(_)) => entry.at = None,
             Err(_) => {}

@@ -106,6 +106,14 @@ impl LogStore {
         Ok(Self { store: Store::open(dir)?, recent: Arc::default() })
     }
 
+    /// The index of the last entry; zero for an empty log. Blocks.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub(crate) fn last_index(&self) -> Result<u64, StorageError> {
+        Ok(self.store.last_index()?.unwrap_or(0))
+    }
+
     /// Bytes of the entries in the log, about.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.store.size_bytes()

@@ -1,6 +1,7 @@
 //! What stands in the rows of state. Encoded by position: fields are appended, never inserted (`testdata/` pins the
 //! bytes).
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use flotilla_storage::Digest;
@@ -43,6 +44,15 @@ pub struct ManifestRecord {
     pub subject: Option<Digest>,
     /// Its artifact type.
     pub artifact_type: Option<String>,
+    /// Whether a tag ever pointed at it: then the history of tags may name it after its deletion.
+    pub tagged: bool,
+}
+
+impl ManifestRecord {
+    /// What it keeps from being collected in its repository: each digest once.
+    pub(crate) fn named(&self) -> BTreeSet<Digest> {
+        [&self.blobs, &self.manifests, &self.either].into_iter().flatten().copied().collect()
+    }
 }
 
 /// A blob in a repository.
@@ -56,6 +66,10 @@ pub struct LinkRecord {
     pub revision: u64,
     /// The request that made the link: an upload's id, or a mount's.
     pub request_id: Uuid,
+    /// How many manifests of the repository name it, deleted ones that history still needs included.
+    pub uses: u64,
+    /// While no manifest names it: since when, or when it was last touched, in milliseconds since the Unix epoch.
+    pub unused_since_ms: u64,
 }
 
 /// A manifest as the list of its subject's referrers shows it.
@@ -151,8 +165,37 @@ pub(crate) struct BlobRecord {
     pub(crate) file: bool,
     /// Repositories that hold it as a blob.
     pub(crate) links: u64,
-    /// Repositories that hold it as a manifest.
+    /// Repositories that hold it as a manifest, or need it for their history.
     pub(crate) manifests: u64,
+    /// While neither holds it: since when, in milliseconds since the Unix epoch.
+    pub(crate) unused_since_ms: u64,
+}
+
+impl BlobRecord {
+    pub(crate) fn is_unused(&self) -> bool {
+        self.links == 0 && self.manifests == 0
+    }
+}
+
+/// A manifest that was deleted and that the history of a tag still names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerManifest {
+    /// As it was.
+    pub record: ManifestRecord,
+    /// When it was deleted, by the leader's clock, in milliseconds since the Unix epoch.
+    pub deleted_ms: u64,
+}
+
+/// Something that may be garbage. Whether it is, its own row says: one that was used again stays in the queue until
+/// its time comes, so that pushes need not look for it there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Candidate {
+    /// A deleted manifest that history still needs.
+    Former(RepositoryName, Digest),
+    /// A blob of a repository that no manifest names.
+    Link(RepositoryName, Digest),
+    /// Bytes that no repository holds.
+    Bytes(Digest),
 }
 
 /// How much a repository holds. The row is there while anything is.

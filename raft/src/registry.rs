@@ -7,8 +7,10 @@ use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
 use crate::records::{
-    BlobRecord, Change, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord, TagVersion,
+    BlobRecord, Candidate, Change, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord,
+    TagRecord, TagVersion,
 };
+use crate::settings::Rules;
 use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
 
@@ -20,6 +22,36 @@ pub struct FileBlobs {
     /// After which digest the next page begins; `None` at the end.
     pub next: Option<Digest>,
 }
+
+/// Where a digest is.
+#[derive(Debug, Clone)]
+pub struct Whereabouts {
+    /// Its size in bytes, and where nothing holds it since when, in milliseconds since the Unix epoch; `None` for a
+    /// digest that state does not know.
+    pub blob: Option<(u64, Option<u64>)>,
+    /// The repositories that hold it, some.
+    pub places: Vec<Holding>,
+    /// Whether more repositories may hold it.
+    pub more: bool,
+}
+
+/// How one repository holds a digest.
+#[derive(Debug, Clone)]
+pub struct Holding {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// As a blob.
+    pub link: Option<LinkRecord>,
+    /// As a manifest.
+    pub manifest: bool,
+    /// As a deleted manifest that history needs: when it was deleted, in milliseconds since the Unix epoch.
+    pub former: Option<u64>,
+    /// Some of the manifests that name it.
+    pub named_by: Vec<Digest>,
+}
+
+/// Rows that a walk reads at a time.
+const WALK_PAGE: usize = 1000;
 
 /// The applied state of this node. Cheap to clone. Single look-ups take microseconds (memory); lists belong on a
 /// blocking thread.
@@ -100,6 +132,114 @@ impl Registry {
             }
         }
         Ok(Some(body.into()))
+    }
+
+    /// A manifest that was deleted, while the history of a tag still names it.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn former_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<FormerManifest>, StorageError> {
+        self.row(&keys::former(repository, digest))
+    }
+
+    /// Up to `limit` things that nothing uses, each with the time since when, in milliseconds since the Unix epoch:
+    /// deleted manifests that history holds, then blobs of repositories, then bytes, the oldest of each first.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn garbage(&self, limit: usize) -> Result<Vec<(u64, Candidate)>, StorageError> {
+        let mut found = Vec::new();
+        for queue in [keys::Queue::Former, keys::Queue::Link, keys::Queue::Bytes] {
+            let rows = self.store.scan(&keys::garbage(queue), None, limit - found.len())?;
+            for (key, _) in rows {
+                found.push(keys::parse_candidate(&key)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a collection now would find anything, by the clock `now_ms`.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn garbage_due(&self, rules: &Rules, now_ms: u64) -> Result<bool, StorageError> {
+        let (kept, grace) = (rules.history_ms(), rules.garbage_grace_ms());
+        for (queue, age_ms) in [(keys::Queue::Former, kept), (keys::Queue::Link, grace), (keys::Queue::Bytes, grace)] {
+            if let Some((key, _)) = self.store.scan(&keys::garbage(queue), None, 1)?.first()
+                && keys::parse_candidate(key)?.0.saturating_add(age_ms) <= now_ms
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What is known of a digest, wherever it is. Walks the repositories: for people who ask why.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn whereabouts(&self, digest: &Digest, limit: usize) -> Result<Whereabouts, StorageError> {
+        let blob: Option<BlobRecord> = self.row(&keys::blob(digest))?;
+        let mut found = Whereabouts {
+            blob: blob.map(|blob| (blob.size, blob.is_unused().then_some(blob.unused_since_ms))),
+            places: Vec::new(),
+            more: false,
+        };
+        let mut after: Option<RepositoryName> = None;
+        loop {
+            let page = self.repositories(after.as_ref().map(RepositoryName::as_str), WALK_PAGE)?;
+            after = page.last().cloned();
+            for repository in page {
+                let place = Holding {
+                    link: self.link(&repository, digest)?,
+                    manifest: self.manifest(&repository, digest)?.is_some(),
+                    former: self.former_manifest(&repository, digest)?.map(|former| former.deleted_ms),
+                    named_by: Vec::new(),
+                    repository,
+                };
+                if place.link.is_none() && !place.manifest && place.former.is_none() {
+                    continue;
+                }
+                if found.places.len() == limit {
+                    found.more = true;
+                    return Ok(found);
+                }
+                let named_by = match &place.link {
+                    Some(link) if link.uses > 0 => self.naming(&place.repository, digest, limit)?,
+                    _ => Vec::new(),
+                };
+                found.places.push(Holding { named_by, ..place });
+            }
+            if after.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Up to `limit` manifests of the repository that name a digest.
+    fn naming(&self, repository: &RepositoryName, digest: &Digest, limit: usize) -> Result<Vec<Digest>, StorageError> {
+        let prefix = keys::manifests(repository);
+        let (mut naming, mut after) = (Vec::new(), None);
+        loop {
+            let rows = self.store.scan(&prefix, after.as_deref(), WALK_PAGE)?;
+            for (key, stored) in &rows {
+                let whole = long_rows::join(key, stored.clone(), |part| self.store.get(part))?;
+                let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
+                if record.named().contains(digest) {
+                    let manifest = Digest::from_key(&key[prefix.len()..]);
+                    naming.push(manifest.ok_or_else(|| StorageError::Corrupt { what: "key of a manifest".into() })?);
+                }
+            }
+            naming.truncate(limit);
+            after = rows.last().map(|(key, _)| key.clone());
+            if after.is_none() || naming.len() == limit {
+                return Ok(naming);
+            }
+        }
     }
 
     /// Whether a repository of this name holds anything.

@@ -16,14 +16,39 @@ pub const DOCUMENT_MAX: usize = 256 << 10;
 /// The most rules of one kind.
 const RULES_MAX: usize = 1000;
 
+/// How long changes and former versions of tags are kept unless the settings say otherwise, in seconds: a week.
+const HISTORY_SECONDS: u64 = 7 * 24 * 60 * 60;
+
+/// How long something must be unused to be garbage unless the settings say otherwise, in seconds: a day.
+const GARBAGE_GRACE_SECONDS: u64 = 24 * 60 * 60;
+
+/// The longest time of either kind, in seconds: ten years.
+const SECONDS_MAX: u64 = 10 * 366 * 24 * 60 * 60;
+
 /// The document.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Tags that may be put once, and then neither moved nor removed.
     pub immutable_tags: Vec<ImmutableTags>,
     /// Which manifests may name content that their repository does not hold; the first rule that matches counts.
     pub missing_content: Vec<MissingContentRule>,
+    /// How long changes and former versions of tags are kept, with the manifests that they name, in seconds.
+    pub history_seconds: u64,
+    /// How long nothing must have named or touched a blob for it to be garbage, in seconds. A push has that long
+    /// between a blob and the manifest that names it.
+    pub garbage_grace_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            immutable_tags: Vec::new(),
+            missing_content: Vec::new(),
+            history_seconds: HISTORY_SECONDS,
+            garbage_grace_seconds: GARBAGE_GRACE_SECONDS,
+        }
+    }
 }
 
 /// One rule about immutable tags. Patterns are globs: `*` stays within a segment of a name, `**` does not.
@@ -67,10 +92,23 @@ pub enum MissingContent {
 pub struct InvalidSettings(String);
 
 /// Settings with their patterns compiled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rules {
     immutable_tags: Vec<(String, GlobMatcher, GlobMatcher)>,
     missing_content: Vec<(GlobMatcher, MissingContent)>,
+    history_ms: u64,
+    garbage_grace_ms: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            immutable_tags: Vec::new(),
+            missing_content: Vec::new(),
+            history_ms: HISTORY_SECONDS * 1000,
+            garbage_grace_ms: GARBAGE_GRACE_SECONDS * 1000,
+        }
+    }
 }
 
 impl Rules {
@@ -93,7 +131,18 @@ impl Rules {
                 return Err(InvalidSettings(format!("{name}: more than {RULES_MAX} rules")));
             }
         }
-        let mut compiled = Self::default();
+        for (seconds, name) in
+            [(settings.history_seconds, "history_seconds"), (settings.garbage_grace_seconds, "garbage_grace_seconds")]
+        {
+            if !(1..=SECONDS_MAX).contains(&seconds) {
+                return Err(InvalidSettings(format!("{name}: must be 1 to {SECONDS_MAX}")));
+            }
+        }
+        let mut compiled = Self {
+            history_ms: settings.history_seconds * 1000,
+            garbage_grace_ms: settings.garbage_grace_seconds * 1000,
+            ..Self::default()
+        };
         for (number, rule) in settings.immutable_tags.into_iter().enumerate() {
             let place = format!("immutable_tags[{number}]");
             if rule.name.trim().is_empty() {
@@ -110,6 +159,16 @@ impl Rules {
             compiled.missing_content.push((repositories, rule.mode));
         }
         Ok(compiled)
+    }
+
+    /// How long changes, former versions of tags and the manifests that they name are kept, in milliseconds.
+    pub fn history_ms(&self) -> u64 {
+        self.history_ms
+    }
+
+    /// How long something must be unused to be garbage, in milliseconds.
+    pub fn garbage_grace_ms(&self) -> u64 {
+        self.garbage_grace_ms
     }
 
     /// The name of the first rule that keeps a tag where it is.
@@ -172,5 +231,6 @@ mod tests {
         assert!(reason(bad).starts_with("immutable_tags[0].tags: "), "{}", reason(bad));
         assert!(reason(r#"{"immutable_tags":[{"name":" ","repositories":"a","tags":"b"}]}"#).contains("[0].name"));
         assert!(reason(r#"{"missing_content":[{"repositories":"a","mode":"some"}]}"#).contains("some"));
+        assert!(reason(r#"{"garbage_grace_seconds":0}"#).starts_with("garbage_grace_seconds: "));
     }
 }

@@ -20,6 +20,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::command::{Answer, Body, Command, Outcome, Proposal};
 use crate::member::{Member, NodeId};
+use crate::promises::{File, Promises};
+use crate::settings::Rules;
 use crate::snapshot::{Builder, Copy, Snapshot};
 use crate::state_machine::{self, Reader, State, StoredSettings, keys, long_rows};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
@@ -47,6 +49,8 @@ pub enum AppliedBlob {
         /// Bytes.
         size: u64,
     },
+    /// A command collected files; [`Promises`] says which.
+    Collected,
     /// The whole state was replaced by a snapshot.
     Everything,
 }
@@ -73,6 +77,8 @@ pub(crate) struct AppliedRow {
 pub(crate) struct Watches {
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) blobs: broadcast::Sender<AppliedBlob>,
+    pub(crate) promises: Promises,
+    pub(crate) rules: watch::Receiver<Arc<Rules>>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -91,6 +97,8 @@ pub(crate) struct StateStore {
     jobs: mpsc::Sender<Job>,
     progress: watch::Sender<Progress>,
     blobs: broadcast::Sender<AppliedBlob>,
+    promises: Promises,
+    rules: watch::Sender<Arc<Rules>>,
     counters: Arc<Counters>,
 }
 
@@ -115,20 +123,32 @@ impl StateStore {
         let (progress, progress_seen) = watch::channel(progress_of(&applied));
         let (blobs, _) = broadcast::channel(4096);
         let (jobs, queue) = mpsc::channel(JOBS);
+        let promises = Promises::default();
+        promises.replaced(progress_seen.borrow().index);
+        let mut settings = StoredSettings::default();
+        let (rules, rules_seen) = watch::channel(settings.rules(&Stored(&store))?);
         let worker = Worker {
             store: store.clone(),
             progress: progress.clone(),
             blobs: blobs.clone(),
+            promises: promises.clone(),
+            rules: rules.clone(),
             flushing: Arc::default(),
-            settings: StoredSettings::default(),
+            settings,
         };
         std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || worker.run(queue))
             .map_err(|problem| StorageError::Corrupt { what: format!("no thread for apply: {problem}") })?;
         let counters = Arc::new(Counters::default());
-        let watches = Watches { progress: progress_seen, blobs: blobs.clone(), counters: counters.clone() };
-        Ok((Self { store: store.clone(), applied, jobs, progress, blobs, counters }, store, watches))
+        let watches = Watches {
+            progress: progress_seen,
+            blobs: blobs.clone(),
+            promises: promises.clone(),
+            rules: rules_seen,
+            counters: counters.clone(),
+        };
+        Ok((Self { store: store.clone(), applied, jobs, progress, blobs, promises, rules, counters }, store, watches))
     }
 
     fn meta(&self) -> SnapshotMeta {
@@ -169,6 +189,8 @@ struct Worker {
     store: MetadataStore,
     progress: watch::Sender<Progress>,
     blobs: broadcast::Sender<AppliedBlob>,
+    promises: Promises,
+    rules: watch::Sender<Arc<Rules>>,
     flushing: Arc<AtomicBool>,
     settings: StoredSettings,
 }
@@ -195,7 +217,7 @@ impl Worker {
         let rules = self.settings.rules(&reader)?;
         let mut state = State::new(&reader, members, applied.time_ms, rules);
         let mut answers = Vec::new();
-        let mut named = Vec::new();
+        let (mut named, mut files) = (Vec::new(), Vec::new());
         for (entry, responder) in work {
             let log_id = entry.log_id();
             state.set_index(log_id.index);
@@ -208,7 +230,12 @@ impl Worker {
                 }
                 EntryPayload::Normal(proposal) => {
                     let answer = state_machine::apply(&mut state, &proposal)?;
-                    named.extend(answer.result.is_ok().then(|| file_of(&proposal)).flatten());
+                    let collected = state.take_collected().into_iter();
+                    files.extend(collected.map(|(index, digest)| File::Collected { index, digest }));
+                    if let Some((digest, size)) = file_of(&proposal).filter(|_| answer.result.is_ok()) {
+                        files.push(File::Named { digest });
+                        named.push(AppliedBlob::Linked { digest, size });
+                    }
                     answer
                 }
             };
@@ -216,11 +243,19 @@ impl Worker {
             answers.extend(responder.map(|responder| (responder, answer)));
         }
         applied.time_ms = state.time_ms();
+        let rules = state.current_rules();
+        if files.iter().any(|file| matches!(file, File::Collected { .. })) {
+            named.push(AppliedBlob::Collected);
+        }
         let mut rows = state.into_rows();
         let applied_rows = long_rows::split(keys::applied(), wire::encode(Kind::Row, &applied)?)?;
         rows.extend(applied_rows.into_iter().map(|(key, value)| (key, Some(value))));
         self.store.write(&rows)?;
-        self.progress.send_replace(progress_of(&applied));
+        let progress = progress_of(&applied);
+        // Before anybody can see that these entries are applied: a promise with their index must know what they did.
+        self.promises.applied(progress.index, files);
+        self.rules.send_if_modified(|former| !Arc::ptr_eq(&std::mem::replace(former, rules.clone()), &rules));
+        self.progress.send_replace(progress);
         answers.into_iter().for_each(|(responder, answer)| responder.send(answer));
         for blob in named {
             // Nobody listens before the node is up; it compares everything then.
@@ -250,15 +285,11 @@ fn done_at(revision: u64) -> Answer {
     Answer { revision, result: Ok(Outcome::Done) }
 }
 
-/// The file that an accepted command names, if it names one.
-fn file_of(proposal: &Proposal) -> Option<AppliedBlob> {
+/// The file that a command names, and its size in bytes, if it names one.
+fn file_of(proposal: &Proposal) -> Option<(Digest, u64)> {
     match &proposal.command {
-        Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => {
-            Some(AppliedBlob::Linked { digest: *digest, size: *size })
-        }
-        Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => {
-            Some(AppliedBlob::Linked { digest: put.digest, size: put.size })
-        }
+        Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => Some((*digest, *size)),
+        Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => Some((put.digest, put.size)),
         _ => None,
     }
 }
@@ -339,7 +370,12 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         }
         self.applied = applied;
         self.counters.installed.fetch_add(1, Ordering::Relaxed);
-        self.progress.send_replace(progress_of(&self.applied));
+        let progress = progress_of(&self.applied);
+        self.promises.replaced(progress.index);
+        let store = self.store.clone();
+        let rules = tokio::task::spawn_blocking(move || StoredSettings::default().rules(&Stored(&store)));
+        self.rules.send_replace(rules.await.map_err(io::Error::other)??);
+        self.progress.send_replace(progress);
         let _ = self.blobs.send(AppliedBlob::Everything);
         tracing::info!(log_index = self.progress.borrow().index, "snapshot installed");
         Ok(())

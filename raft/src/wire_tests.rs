@@ -18,7 +18,8 @@ use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Pro
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::records::{
-    BlobRecord, Change, Changed, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord, TagVersion,
+    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord,
+    TagVersion,
 };
 use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
@@ -98,7 +99,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 repository: repository.clone(),
                 digest: digest("b"),
                 size: 1 << 40,
-                body: Body::File { holders: vec![1, 2], min_copies: 2 },
+                body: Body::File { holders: vec![1, 2], min_copies: 2, promised: 70 },
             },
         ),
         (
@@ -124,7 +125,9 @@ fn commands() -> Vec<(&'static str, Command)> {
             }]),
         ),
         ("delete-manifest", Command::DeleteManifest { repository: repository.clone(), digest: digest("m") }),
-        ("unlink", Command::UnlinkBlob { repository, digest: digest("a") }),
+        ("unlink", Command::UnlinkBlob { repository: repository.clone(), digest: digest("a") }),
+        ("touch", Command::TouchBlob { repository, digest: digest("a") }),
+        ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
     ]
 }
 
@@ -159,8 +162,11 @@ fn rows_of_state_keep_their_form() {
         },
     );
     golden("row-tag", Kind::Row, &TagRecord { digest: digest("m"), revision: 9, time_ms: 5, actor: "alice".into() });
-    golden("row-link", Kind::Row, &LinkRecord { size: 5, inline: true, revision: 3, request_id: Uuid::from_u128(4) });
-    golden("row-blob", Kind::Row, &BlobRecord { size: 5, inline: true, file: false, links: 2, manifests: 1 });
+    let link =
+        LinkRecord { size: 5, inline: true, revision: 3, request_id: Uuid::from_u128(4), uses: 2, unused_since_ms: 6 };
+    golden("row-link", Kind::Row, &link);
+    let blob = BlobRecord { size: 5, inline: true, file: false, links: 2, manifests: 1, unused_since_ms: 6 };
+    golden("row-blob", Kind::Row, &blob);
     golden("row-repository", Kind::Row, &RepositoryRecord { blobs: 3, manifests: 2 });
     let manifest = ManifestRecord {
         media_type: "application/example".into(),
@@ -172,8 +178,10 @@ fn rows_of_state_keep_their_form() {
         either: vec![digest("cache")],
         subject: Some(digest("subject")),
         artifact_type: Some("application/example".into()),
+        tagged: true,
     };
     golden("row-manifest", Kind::Row, &manifest);
+    golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6 });
     golden("row-request", Kind::Row, &Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) });
     golden("row-version", Kind::Row, &TagVersion { digest: Some(digest("m")), time_ms: 5, actor: "alice".into() });
     let change = Change {
@@ -220,7 +228,7 @@ fn calls_of_the_peer_port_keep_their_form() {
     golden(
         "reply-ping",
         Kind::Response,
-        &Pong { id: 0xabc, applied_index: 12, version: "0.1.0".into(), blobs_held: 3, blobs_missing: 1 },
+        &Pong { id: 0xabc, applied_index: 12, version: "0.1.0".into(), blobs_held: 3, blobs_missing: 1, time_ms: 5 },
     );
     golden(
         "reply-identity",

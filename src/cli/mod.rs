@@ -7,6 +7,7 @@ mod api;
 mod check_config;
 mod cluster;
 mod dev;
+mod gc;
 mod serve;
 mod settings;
 mod tag;
@@ -39,6 +40,8 @@ enum Command {
     #[command(subcommand)]
     Cluster(cluster::Cluster),
     #[command(subcommand)]
+    Gc(gc::Gc),
+    #[command(subcommand)]
     Settings(settings::Settings),
     #[command(subcommand)]
     Tag(tag::TagCommand),
@@ -52,6 +55,7 @@ pub(crate) fn run() -> ExitCode {
         Command::CheckConfig(check_config) => check_config.run(),
         Command::Dev(dev) => dev.run(),
         Command::Cluster(cluster) => cluster.run(),
+        Command::Gc(gc) => gc.run(),
         Command::Settings(settings) => settings.run(),
         Command::Tag(tag) => tag.run(),
         Command::Watch(watch) => watch.run(),

@@ -1,8 +1,9 @@
 //! Blobs: pull, delete, and mount from another repository. Pushes are `uploads`.
 
+use actix_web::http::Method;
 use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse};
-use flotilla_raft::{Command, LinkRecord, Outcome, ReadError, Refusal, RepositoryName};
+use flotilla_raft::{Command, LinkRecord, ReadError, Refusal, RepositoryName};
 use flotilla_storage::Digest;
 use uuid::Uuid;
 
@@ -21,6 +22,9 @@ pub(crate) async fn get(
     let digest: Digest = digest.parse()?;
     let link = oci.find(|| link(oci, repository, &digest)).await?;
     let link = link.ok_or_else(|| OciError::blob_unknown(&digest).revision(oci.consensus.applied_index()))?;
+    if request.method() == Method::HEAD {
+        touch(oci, repository, &digest, &link).await;
+    }
     let mut answer = HttpResponse::Ok();
     answer.insert_header((FLOTILLA_REVISION, decimal(link.revision)));
     let content =
@@ -50,6 +54,7 @@ pub(crate) async fn mount(
         Some(Err(_)) => return Ok(None),
     };
     if let Some(held) = link(oci, repository, &digest)? {
+        touch(oci, repository, &digest, &held).await;
         return Ok(Some(mounted(repository, &digest, held.revision)));
     }
     // Asked before it is proposed: most attempts fail, and each would be an entry in the log.
@@ -66,9 +71,23 @@ pub(crate) async fn mount(
         .propose(Uuid::new_v4(), Command::MountBlob { repository: repository.clone(), from, digest })
         .await?;
     match answer.result {
-        Ok(Outcome::Done | Outcome::Mounted { .. }) => Ok(Some(mounted(repository, &digest, answer.revision))),
+        Ok(_) => Ok(Some(mounted(repository, &digest, answer.revision))),
         Err(Refusal::BlobUnknown | Refusal::RepositoryUnknown | Refusal::HoldersGone) => Ok(None),
         Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// Who finds a blob here may count on it: one that no manifest names lives on for another grace time. An entry of the
+/// log is spent on that only once half of the time is gone.
+async fn touch(oci: &Oci, repository: &RepositoryName, digest: &Digest, link: &LinkRecord) {
+    let unused_ms = oci.consensus.now_ms().saturating_sub(link.unused_since_ms);
+    if link.uses > 0 || unused_ms < oci.consensus.rules().garbage_grace_ms() / 2 {
+        return;
+    }
+    let command = Command::TouchBlob { repository: repository.clone(), digest: *digest };
+    if let Err(error) = oci.consensus.propose(Uuid::new_v4(), command).await {
+        // It is there now, which is what was asked; whoever names it too late is told so.
+        tracing::debug!(%digest, %error, "a blob could not be touched");
     }
 }
 

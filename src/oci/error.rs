@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{FLOTILLA_REVISION, checked, decimal};
-use crate::replication::{ReadBlobError, StoreError};
+use crate::replication::{CollectError, ReadBlobError, StoreError};
 use crate::request_id;
 
 /// The codes of the specification that this registry uses, and two that it lacks: `UNAVAILABLE` and `UNKNOWN`.
@@ -232,7 +232,7 @@ impl From<Refusal> for OciError {
             Refusal::SettingsChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::SettingsInvalid(_) => Self::bad_request(Code::Unsupported, message),
             Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),
-            Refusal::HoldersGone => Self::unavailable(message),
+            Refusal::HoldersGone | Refusal::PromiseExpired => Self::unavailable(message),
             Refusal::RequestExpired => outcome_unknown(),
         }
     }
@@ -245,6 +245,15 @@ impl From<StoreError> for OciError {
                 Self::unavailable("too few nodes could take a copy; nothing was stored under a name")
             }
             StoreError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<CollectError> for OciError {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Propose(error) => error.into(),
+            CollectError::Storage(error) => error.into(),
         }
     }
 }

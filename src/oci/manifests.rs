@@ -22,7 +22,7 @@ const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 /// The most `tag` parameters of one PUT; the specification asks for ten.
 const TAG_PARAMETERS_MAX: usize = 100;
 
-/// How often a push begins again because nodes that had taken its bytes left the cluster meanwhile.
+/// How often a push begins again because nodes that had taken its bytes left the cluster or collected them meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// Hashing and parsing this many bytes would hold up a worker's other requests.
@@ -87,11 +87,15 @@ async fn by_tag(oci: &Oci, repository: &RepositoryName, tag: &Tag) -> Result<Tag
     Err(freshness.missing(unknown(oci, tag)))
 }
 
-/// A tag as it was; its manifest may have been deleted since.
+/// A tag as it was. A manifest that was deleted since is kept as long as that can be asked for.
 async fn by_tag_at(oci: &Oci, repository: &RepositoryName, tag: &Tag, revision: u64) -> Result<Tagged, OciError> {
     let missing = || OciError::manifest_unknown(tag).revision(revision);
     let (revision, digest) = past::tag_at(oci, repository, tag, revision).await?.ok_or_else(missing)?;
-    let record = oci.consensus.registry().manifest(repository, &digest)?.ok_or_else(missing)?;
+    let registry = oci.consensus.registry();
+    let record = match registry.manifest(repository, &digest)? {
+        Some(record) => record,
+        None => registry.former_manifest(repository, &digest)?.ok_or_else(missing)?.record,
+    };
     Ok(Tagged { digest, record, revision, freshness: Freshness::Current })
 }
 
@@ -218,7 +222,8 @@ async fn propose(oci: &Oci, mut put: ManifestPut, bytes: &Bytes) -> Result<Answe
         // A new id each time, since the command is another one: its holders differ.
         let answer = oci.consensus.propose(Uuid::new_v4(), Command::PutManifest(Box::new(put.clone()))).await?;
         attempts -= 1;
-        if answer.result != Err(Refusal::HoldersGone) || attempts == 0 {
+        let again = matches!(answer.result, Err(Refusal::HoldersGone | Refusal::PromiseExpired));
+        if !again || attempts == 0 {
             return Ok(answer);
         }
     }

@@ -7,6 +7,7 @@ mod condition;
 mod content;
 mod error;
 mod extract;
+pub(crate) mod garbage;
 mod manifest_document;
 mod manifests;
 mod past;

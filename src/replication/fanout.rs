@@ -41,7 +41,7 @@ enum Item {
     Seal {
         digest: Digest,
         size: u64,
-        answer: oneshot::Sender<()>,
+        answer: oneshot::Sender<u64>,
     },
 }
 
@@ -92,9 +92,9 @@ impl Fanout {
         self.lanes.retain(|lane| lane.items.try_send(Item::Abort).is_ok());
     }
 
-    /// Ends the copies by making them durable blobs. Each peer's answer comes by itself; a lane that was given up has
-    /// none.
-    pub(super) async fn seal(self, digest: Digest, size: u64) -> Vec<(NodeId, oneshot::Receiver<()>)> {
+    /// Ends the copies by making them durable blobs. Each peer's answer, its promise, comes by itself; a lane that was
+    /// given up has none.
+    pub(super) async fn seal(self, digest: Digest, size: u64) -> Vec<(NodeId, oneshot::Receiver<u64>)> {
         let mut answers = Vec::with_capacity(self.lanes.len());
         for lane in self.lanes {
             let (answer, answered) = oneshot::channel();
@@ -149,8 +149,8 @@ impl LaneTask {
                 Some(Item::Piece(first)) => self.send_request(first, items).await?,
                 Some(Item::Commit | Item::Abort) => {}
                 Some(Item::Seal { digest, size, answer }) => {
-                    self.peers.seal(&self.peer, self.upload, &digest, size).await?;
-                    let _ = answer.send(());
+                    let promised = self.peers.seal(&self.peer, self.upload, &digest, size).await?;
+                    let _ = answer.send(promised);
                     return Ok(true);
                 }
                 None => return Ok(false),

@@ -9,8 +9,8 @@ use super::Replication;
 use super::session::{Content, Turn, UploadError};
 use super::store::{Copying, Source, StoreError};
 
-/// How often copies are made again because their holders left the cluster meanwhile.
-const HOLDERS_GONE_TIMES: usize = 3;
+/// How often copies are made again because their holders left the cluster meanwhile, or the bytes were collected.
+const ATTEMPTS: usize = 3;
 
 /// A finished upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,7 @@ impl Turn {
             return Err(UploadError::Unknown);
         };
         let size = file.writer.len();
+        let mut copying = Copying::new(replication, digest, size, Source::File);
         file.fanout.commit().await;
         let (sealed, answers) = futures::join!(file.writer.seal(digest), file.fanout.seal(digest, size));
         match sealed {
@@ -89,7 +90,6 @@ impl Turn {
         }
         replication.tally().came(&digest);
         self.sealed(digest, size);
-        let mut copying = Copying::new(replication, digest, size, Source::File);
         answers.into_iter().for_each(|(node, answer)| copying.expect(node, answer));
         Ok(copying)
     }
@@ -100,7 +100,7 @@ impl Turn {
         digest: Digest,
         mut copying: Copying,
     ) -> Result<Finished, UploadError> {
-        for _ in 0..HOLDERS_GONE_TIMES {
+        for _ in 0..ATTEMPTS {
             copying.wait(replication.needed_copies() - 1).await.map_err(|error| match error {
                 StoreError::NoQuorum => UploadError::NoQuorum,
                 StoreError::Storage(error) => UploadError::Storage(error),
@@ -111,6 +111,7 @@ impl Turn {
                     return Ok(finished);
                 }
                 Err(Refusal::HoldersGone) => copying.forget_gone(),
+                Err(Refusal::PromiseExpired) => copying.promise_again(),
                 Err(refusal) => return Err(refused(&refusal)),
             }
         }

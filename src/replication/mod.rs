@@ -7,6 +7,7 @@
 //! A push: `oci::uploads` → [`Session`] → `writer` (this disk) and `fanout` → `peers` → *network* → `serve` →
 //! `copies` (other disks) → `finish` → `Consensus::propose`. A pull: `oci::blobs` → `read` → file or `peers`.
 
+mod collect;
 mod copies;
 mod fanout;
 mod finish;
@@ -39,6 +40,7 @@ use keep::Claims;
 use sessions::Sessions;
 use tally::Tally;
 
+pub(crate) use collect::CollectError;
 pub(crate) use peers::{PeerError, Peers, UploadTarget};
 pub(crate) use pieces::{BodyError, Pieces};
 pub(crate) use read::ReadBlobError;
@@ -92,10 +94,12 @@ impl Replication {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Starts repair, and the end of uploads that were given up.
+    /// Starts repair, collection, and the end of uploads that were given up.
     pub(crate) fn start(&self) {
         tokio::spawn(repair::Repair::new(self.clone()).run(self.inner.stop.clone()));
         tokio::spawn(self.clone().sweep_uploads(self.inner.stop.clone()));
+        tokio::spawn(self.clone().collect_by_itself(self.inner.stop.clone()));
+        tokio::spawn(self.clone().remove_collected(self.inner.stop.clone()));
     }
 
     /// Ends what [`Replication::start`] started. Requests are still served.

@@ -21,6 +21,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The whole of a question that needs no disk.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A walk over all files of a node.
+const ORPHANS_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// No byte of a body moved within this time: the peer is given up.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -86,11 +89,11 @@ impl Peers {
         Ok(Self { control: builder().timeout(CONTROL_TIMEOUT).build()?, stream: builder().build()? })
     }
 
-    /// The size of a blob that the peer holds durably; `None` if it does not hold it.
-    pub(super) async fn size(&self, peer: &Member, digest: &Digest) -> Result<Option<u64>, PeerError> {
+    /// The size in bytes of a blob that the peer holds durably, and its promise; `None` if it does not hold it.
+    pub(super) async fn promise(&self, peer: &Member, digest: &Digest) -> Result<Option<(u64, u64)>, PeerError> {
         let answer = self.send(peer, self.control.head(blob_url(peer, digest))).await;
         match answer {
-            Ok(response) => Ok(content_length(response.headers())),
+            Ok(response) => Ok(content_length(response.headers()).zip(promised(&response))),
             Err(PeerError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -104,13 +107,13 @@ impl Peers {
         answer.unwrap_or(Err(PeerError::Stalled { node: peer.id }))
     }
 
-    /// Sends a whole blob; once this returns the peer has it durably.
-    pub(super) async fn put<S>(&self, peer: &Member, digest: &Digest, size: u64, body: S) -> Result<(), PeerError>
+    /// Sends a whole blob; once this returns the peer has it durably, and this is its promise.
+    pub(super) async fn put<S>(&self, peer: &Member, digest: &Digest, size: u64, body: S) -> Result<u64, PeerError>
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
         let request = self.stream.put(blob_url(peer, digest)).header(CONTENT_LENGTH, size);
-        self.send_watched(peer, request, body, STALL_TIMEOUT, sync_timeout(size)).await.map(drop)
+        promised_by(peer, self.send_watched(peer, request, body, STALL_TIMEOUT, sync_timeout(size)).await?)
     }
 
     /// Appends to the peer's copy of an upload at `offset`; says how long the copy is now.
@@ -128,19 +131,26 @@ impl Peers {
         let request = self.stream.post(format!("{}?offset={offset}", copy_url(peer, upload)));
         let response = self.send_watched(peer, request, body, stall, STALL_TIMEOUT).await?;
         let refused = PeerError::Refused { node: peer.id, status: response.status() };
-        let length = response.headers().get(OFFSET_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-        length.ok_or(refused)
+        header(&response, OFFSET_HEADER).ok_or(refused)
     }
 
-    /// Makes the peer's copy of an upload a durable blob.
-    pub(super) async fn seal(&self, peer: &Member, upload: Uuid, digest: &Digest, size: u64) -> Result<(), PeerError> {
+    /// Makes the peer's copy of an upload a durable blob; returns its promise.
+    pub(super) async fn seal(&self, peer: &Member, upload: Uuid, digest: &Digest, size: u64) -> Result<u64, PeerError> {
         let url = format!("{}/seal?digest={digest}&size={size}", copy_url(peer, upload));
-        self.send(peer, self.control.post(url).timeout(sync_timeout(size))).await.map(drop)
+        promised_by(peer, self.send(peer, self.control.post(url).timeout(sync_timeout(size))).await?)
     }
 
     /// Tells the peer that an upload is given up.
     pub(super) async fn drop_copy(&self, peer: &Member, upload: Uuid) -> Result<(), PeerError> {
         self.send(peer, self.control.delete(copy_url(peer, upload))).await.map(drop)
+    }
+
+    /// Lets the peer have its files without a name collected; says how many it found.
+    pub(super) async fn collect_orphans(&self, peer: &Member) -> Result<u64, PeerError> {
+        let request = self.control.post(format!("{}/orphans", base_url(peer))).timeout(ORPHANS_TIMEOUT);
+        let response = self.send(peer, request).await?;
+        let refused = PeerError::Refused { node: peer.id, status: response.status() };
+        header(&response, COUNT_HEADER).ok_or(refused)
     }
 
     /// Whether the peer still has the upload session `upload`.
@@ -199,6 +209,24 @@ impl Peers {
 
 /// The header in which a copy's length in bytes comes back.
 pub(super) const OFFSET_HEADER: &str = "flotilla-offset";
+
+/// The header in which a promise comes back: the log index that the peer had applied when it was asked.
+pub(super) const PROMISED_HEADER: &str = "flotilla-promised";
+
+/// The header in which a number of files comes back.
+pub(super) const COUNT_HEADER: &str = "flotilla-count";
+
+fn header(response: &Response, name: &str) -> Option<u64> {
+    response.headers().get(name)?.to_str().ok()?.parse().ok()
+}
+
+fn promised(response: &Response) -> Option<u64> {
+    header(response, PROMISED_HEADER)
+}
+
+fn promised_by(peer: &Member, response: Response) -> Result<u64, PeerError> {
+    promised(&response).ok_or(PeerError::Refused { node: peer.id, status: response.status() })
+}
 
 /// A client's request to an upload session of another node.
 pub(crate) struct UploadTarget<'a> {

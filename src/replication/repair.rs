@@ -113,6 +113,7 @@ impl Repair {
                 Some(fetched) = self.fetches.join_next() => self.fetched(fetched.ok()),
                 event = applied.recv() => match event {
                     Ok(AppliedBlob::Linked { digest, size }) => self.committed(digest, size),
+                    Ok(AppliedBlob::Collected) => {}
                     // What they said can only be found by comparing.
                     Ok(AppliedBlob::Everything) | Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
                     Err(RecvError::Closed) => return,

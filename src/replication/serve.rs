@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Replication;
 use super::copies::CopyError;
-use super::peers::OFFSET_HEADER;
+use super::peers::{COUNT_HEADER, OFFSET_HEADER, PROMISED_HEADER};
 use super::pieces::{BodyError, Pieces};
 use super::writer::{Writer, blocking};
 
@@ -30,7 +30,8 @@ pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
                 .route(web::delete().to(delete_copy)),
         )
         .service(web::resource("/peer/v1/copies/{upload}/seal").route(web::post().to(seal_copy)))
-        .service(web::resource("/peer/v1/sessions/{upload}").route(web::head().to(head_session)));
+        .service(web::resource("/peer/v1/sessions/{upload}").route(web::head().to(head_session)))
+        .service(web::resource("/peer/v1/orphans").route(web::post().to(collect_orphans)));
 }
 
 type App = web::Data<Replication>;
@@ -58,8 +59,11 @@ async fn get_blob(app: App, request: HttpRequest, path: web::Path<String>) -> Ht
 
 async fn head_blob(app: App, path: web::Path<String>) -> HttpResponse {
     let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
+    // The promise first: see `Promises`.
+    let promised = app.consensus().promises().promise(&digest);
     match size(&app, digest).await {
         Ok(Some(size)) => HttpResponse::Ok()
+            .insert_header((PROMISED_HEADER, promised))
             .no_chunking(size)
             .body(body::SizedStream::new(size, futures::stream::empty::<std::io::Result<_>>())),
         Ok(None) => HttpResponse::NotFound().finish(),
@@ -76,15 +80,15 @@ async fn size(app: &App, digest: Digest) -> Result<Option<u64>, flotilla_storage
 async fn put_blob(app: App, path: web::Path<String>, payload: web::Payload) -> HttpResponse {
     let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
     match receive(&app, digest, payload).await {
-        Ok(()) => {
+        Ok(promised) => {
             app.tally().came(&digest);
-            HttpResponse::Created().finish()
+            HttpResponse::Created().insert_header((PROMISED_HEADER, promised)).finish()
         }
         Err(error) => refused(&error),
     }
 }
 
-async fn receive(app: &App, digest: Digest, payload: web::Payload) -> Result<(), CopyError> {
+async fn receive(app: &App, digest: Digest, payload: web::Payload) -> Result<u64, CopyError> {
     let (blobs, limit) = (app.blobs().clone(), app.config().max_blob_size.as_u64());
     let mut writer = Writer::new(blocking(move || blobs.stage()).await??);
     let mut pieces = Pieces::new(payload.into_inner(), app.config().body_timeout);
@@ -94,8 +98,9 @@ async fn receive(app: &App, digest: Digest, payload: web::Payload) -> Result<(),
             return Err(CopyError::TooLarge);
         }
     }
+    let promised = app.consensus().promises().promise(&digest);
     writer.seal(digest).await?;
-    Ok(())
+    Ok(promised)
 }
 
 #[derive(Deserialize)]
@@ -124,10 +129,11 @@ struct SealQuery {
 /// Makes a copy a blob. 200: durable.
 async fn seal_copy(app: App, path: web::Path<Uuid>, query: web::Query<SealQuery>) -> HttpResponse {
     let Ok(digest) = query.digest.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
+    let promised = app.consensus().promises().promise(&digest);
     match app.copies().seal(*path, digest, query.size).await {
         Ok(()) => {
             app.tally().came(&digest);
-            HttpResponse::Ok().finish()
+            HttpResponse::Ok().insert_header((PROMISED_HEADER, promised)).finish()
         }
         Err(error) => refused(&error),
     }
@@ -144,6 +150,13 @@ async fn head_session(app: App, path: web::Path<Uuid>) -> HttpResponse {
     match app.has_session(*path) {
         true => HttpResponse::Ok().finish(),
         false => HttpResponse::NotFound().finish(),
+    }
+}
+
+async fn collect_orphans(app: App) -> HttpResponse {
+    match app.collect_orphans().await {
+        Ok(count) => HttpResponse::Ok().insert_header((COUNT_HEADER, count)).finish(),
+        Err(error) => failed(&error),
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_raft::RepositoryName;
 use flotilla_raft::command::INLINE_BODY_MAX;
+use flotilla_raft::{Pin, RepositoryName};
 use flotilla_storage::{Digest, StorageError};
 use futures::Stream;
 use parking_lot::Mutex;
@@ -97,6 +97,8 @@ pub(super) enum Content {
         digest: Digest,
         /// Its size in bytes.
         size: u64,
+        /// Keeps the file until it has a name.
+        _pin: Pin,
     },
     /// The session is over.
     Gone,
@@ -357,7 +359,8 @@ impl Turn {
 
     /// The file has become a blob here.
     pub(super) fn sealed(&mut self, digest: Digest, size: u64) {
-        *self.content = Content::Sealed { digest, size };
+        let (_, pin) = self.session.replication.consensus().promises().pin(&digest);
+        *self.content = Content::Sealed { digest, size, _pin: pin };
         self.session.offset.store(size, Ordering::Release);
     }
 }

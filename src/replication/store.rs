@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_raft::{Body, Member, NodeId};
+use flotilla_raft::{Body, Member, NodeId, Pin};
 use flotilla_storage::{Digest, SealError, StorageError};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -48,10 +48,14 @@ pub(super) struct Copying {
     digest: Digest,
     size: u64,
     source: Source,
-    done: Vec<NodeId>,
+    /// What this node had applied when it took the bytes, and what keeps them here until they have a name.
+    promised: u64,
+    _pin: Pin,
+    /// Who has it durably, and what each had applied when it promised that.
+    done: Vec<(NodeId, u64)>,
     /// Asked and not yet failed, or failed since the last pause.
     asked: Vec<NodeId>,
-    running: JoinSet<(NodeId, bool)>,
+    running: JoinSet<(NodeId, Option<u64>)>,
 }
 
 impl Replication {
@@ -101,9 +105,12 @@ impl Replication {
 }
 
 impl Copying {
-    /// Nothing is copied yet.
+    /// Nothing is copied yet. Made before this node looks for its own copy or writes it: a promise comes first.
     pub(super) fn new(replication: &Replication, digest: Digest, size: u64, source: Source) -> Self {
+        let (promised, pin) = replication.consensus().promises().pin(&digest);
         Self {
+            promised,
+            _pin: pin,
             replication: replication.clone(),
             digest,
             size,
@@ -115,9 +122,9 @@ impl Copying {
     }
 
     /// Counts a peer that seals its copy of the upload by itself.
-    pub(super) fn expect(&mut self, node: NodeId, sealed: oneshot::Receiver<()>) {
+    pub(super) fn expect(&mut self, node: NodeId, sealed: oneshot::Receiver<u64>) {
         self.asked.push(node);
-        self.running.spawn(async move { (node, sealed.await.is_ok()) });
+        self.running.spawn(async move { (node, sealed.await.ok()) });
     }
 
     /// The blob's size in bytes.
@@ -128,7 +135,15 @@ impl Copying {
     /// Forgets the holders that are no members any more.
     pub(super) fn forget_gone(&mut self) {
         let members = self.replication.consensus().members();
-        self.done.retain(|node| members.iter().any(|member| member.id == *node));
+        self.done.retain(|(node, _)| members.iter().any(|member| member.id == *node));
+    }
+
+    /// Asks everybody anew: the bytes may have been collected since they were promised.
+    pub(super) fn promise_again(&mut self) {
+        self.promised = self.replication.consensus().promises().promise(&self.digest);
+        self.done.clear();
+        self.asked.clear();
+        self.running.detach_all();
     }
 
     /// Sends the blob to further peers, so that `wanted` have it or are about to.
@@ -143,7 +158,7 @@ impl Copying {
                 if let Err(error) = &sent {
                     tracing::warn!(%digest, %error, "a copy of a blob could not be placed");
                 }
-                (peer.id, sent.is_ok())
+                (peer.id, sent.ok())
             });
         }
     }
@@ -151,7 +166,8 @@ impl Copying {
     /// Reachable peers that were not asked, those first that the blob belongs to.
     fn candidates(&self) -> Vec<Member> {
         let peers = self.replication.reachable_peers(self.digest.as_bytes());
-        peers.into_iter().filter(|peer| !self.done.contains(&peer.id) && !self.asked.contains(&peer.id)).collect()
+        let is_done = |peer: &Member| self.done.iter().any(|(node, _)| *node == peer.id);
+        peers.into_iter().filter(|peer| !is_done(peer) && !self.asked.contains(&peer.id)).collect()
     }
 
     /// Waits until `wanted` peers have it durably, asking others where some fail.
@@ -182,9 +198,9 @@ impl Copying {
         Ok(())
     }
 
-    fn finished(&mut self, finished: Option<(NodeId, bool)>) {
-        if let Some((node, true)) = finished {
-            self.done.push(node);
+    fn finished(&mut self, finished: Option<(NodeId, Option<u64>)>) {
+        if let Some((node, Some(promised))) = finished {
+            self.done.push((node, promised));
         }
     }
 
@@ -198,9 +214,10 @@ impl Copying {
     /// What the log is told, own copy included.
     pub(super) fn body(&self) -> Body {
         let mut holders = vec![self.replication.consensus().node_id()];
-        holders.extend_from_slice(&self.done);
+        holders.extend(self.done.iter().map(|(node, _)| *node));
         let min_copies = u32::try_from(self.replication.needed_copies()).unwrap_or(u32::MAX);
-        Body::File { holders, min_copies }
+        let promised = self.done.iter().map(|(_, promised)| *promised).fold(self.promised, u64::min);
+        Body::File { holders, min_copies, promised }
     }
 }
 
@@ -215,9 +232,12 @@ impl Replication {
         ranked.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
     }
 
-    async fn send(&self, peer: &Member, digest: &Digest, size: u64, source: Source) -> Result<(), peers::PeerError> {
-        if self.peers().size(peer, digest).await? == Some(size) {
-            return Ok(());
+    /// Returns the peer's promise.
+    async fn send(&self, peer: &Member, digest: &Digest, size: u64, source: Source) -> Result<u64, peers::PeerError> {
+        if let Some((held, promised)) = self.peers().promise(peer, digest).await?
+            && held == size
+        {
+            return Ok(promised);
         }
         let body: BoxStream<'static, std::io::Result<Bytes>> = match source {
             Source::Bytes(bytes) => stream::once(async { Ok(bytes) }).boxed(),

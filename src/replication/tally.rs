@@ -66,6 +66,14 @@ impl Tally {
         }
     }
 
+    /// A blob does not belong here any more, since nothing names it.
+    pub(super) fn forget(&self, digest: &Digest) {
+        let (key, mut state) = (key(digest), self.state.lock());
+        state.held.remove(&key);
+        state.missing.remove(&key);
+        state.listed.remove(digest);
+    }
+
     /// Whether it is known to be held.
     pub(super) fn is_held(&self, digest: &Digest) -> bool {
         self.state.lock().held.contains(&key(digest))

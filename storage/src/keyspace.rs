@@ -30,11 +30,19 @@ pub enum Keyspace {
     Change = b'c',
     /// Manifests that refer to another one, by their subject.
     Referrer = b's',
+    /// How many manifests of a repository name a digest that it does not link.
+    Use = b'u',
+    /// What may be garbage, by the time since which it is unused.
+    Garbage = b'g',
+    /// Digests whose files were collected, and when.
+    Collected = b'x',
+    /// Manifests that were deleted and that the history of a tag still names.
+    Former = b'd',
 }
 
 impl Keyspace {
     /// All prefixes, for tools that walk the whole state.
-    pub const ALL: [Keyspace; 12] = [
+    pub const ALL: [Keyspace; 16] = [
         Keyspace::Meta,
         Keyspace::Repository,
         Keyspace::Tag,
@@ -47,6 +55,10 @@ impl Keyspace {
         Keyspace::History,
         Keyspace::Change,
         Keyspace::Referrer,
+        Keyspace::Use,
+        Keyspace::Garbage,
+        Keyspace::Collected,
+        Keyspace::Former,
     ];
 
     /// The byte that keys of this space begin with.
@@ -62,6 +74,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbBqphcs");
+        assert_eq!(bytes, b"mrtflbBqphcsugxd");
     }
 }

@@ -9,6 +9,7 @@ mod conformance;
 mod dev;
 mod errors;
 mod fixture;
+mod garbage;
 mod oci_pull;
 mod oci_push;
 mod referrers;

@@ -4,6 +4,7 @@
 mod big_blob;
 mod catch_up;
 mod clients;
+mod garbage;
 mod kill_all;
 mod kill_leader;
 mod no_quorum;
@@ -12,6 +13,7 @@ mod watch;
 pub use big_blob::big_blob;
 pub use catch_up::{CatchUp, catch_up};
 pub use clients::clients;
+pub use garbage::garbage;
 pub use kill_all::kill_all;
 pub use kill_leader::kill_leader;
 pub use no_quorum::no_quorum;

@@ -1,7 +1,7 @@
 //! Changes: proposed to the leader from any node, and awaited where they must be seen.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, RaftError};
 use serde::Serialize;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{Consensus, ELECTION_LIMIT, ProposeError, RETRY_EACH};
 use crate::command::{Answer, Command, Proposal};
+use crate::liveness::now_ms;
 use crate::member::NodeId;
 use crate::network::{Call, CallError, ProposeReply};
 
@@ -102,7 +103,7 @@ impl Consensus {
 
     /// Proposes as the leader, if this node is.
     pub(crate) async fn propose_here(&self, mut proposal: Proposal) -> ProposeReply {
-        proposal.time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        proposal.time_ms = now_ms();
         match self.inner.raft.client_write(Arc::new(proposal)).await {
             Ok(written) => ProposeReply::Answered(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {

@@ -117,6 +117,8 @@ pub struct Pong {
     pub blobs_held: u64,
     /// Files that placement gives it and that it does not have yet.
     pub blobs_missing: u64,
+    /// Its clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
 }
 
 /// Who a node is, before it need be a member.

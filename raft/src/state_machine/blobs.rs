@@ -3,7 +3,7 @@
 use flotilla_storage::{Digest, StorageError};
 use uuid::Uuid;
 
-use super::{Applied, State, keys};
+use super::{Applied, State, garbage, keys};
 use crate::command::{Body, Outcome, Refusal};
 use crate::names::RepositoryName;
 use crate::records::{BlobRecord, LinkRecord};
@@ -17,15 +17,15 @@ pub(super) fn link(
     body: &Body,
     request_id: Uuid,
 ) -> Applied {
-    if !holders_remain(state, body) {
-        return Ok(Err(Refusal::HoldersGone));
+    if let Some(refusal) = bytes_missing(state, digest, body)? {
+        return Ok(Err(refusal));
     }
     let mut blob = keep_body(state, digest, size, body)?;
     let inline = matches!(body, Body::Inline(_));
-    if put_link(state, repository, digest, LinkRecord { size, inline, revision: state.index(), request_id })? {
+    if put_link(state, repository, digest, Origin { size, inline, request_id })? {
         blob.links += 1;
     }
-    state.put(keys::blob(digest), &blob)?;
+    garbage::put_blob(state, digest, blob, state.time_ms())?;
     Ok(Ok(Outcome::Done))
 }
 
@@ -47,34 +47,54 @@ pub(super) fn mount(
         },
         None => blob.inline,
     };
-    if put_link(state, repository, digest, LinkRecord { size: blob.size, inline, revision: state.index(), request_id })?
-    {
+    let size = blob.size;
+    if put_link(state, repository, digest, Origin { size, inline, request_id })? {
         blob.links += 1;
         state.put(keys::blob(digest), &blob)?;
     }
-    Ok(Ok(Outcome::Mounted { size: blob.size }))
+    Ok(Ok(Outcome::Mounted { size }))
 }
 
 /// Removes a blob from a repository. Its bytes stay until they are collected.
 pub(super) fn unlink(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest) -> Applied {
-    let key = keys::link(repository, digest);
-    if !state.exists(&key)? {
-        return Ok(Err(state.unknown(repository, Refusal::BlobUnknown)?));
+    match remove_link(state, repository, digest, state.time_ms())? {
+        true => Ok(Ok(Outcome::Done)),
+        false => Ok(Err(state.unknown(repository, Refusal::BlobUnknown)?)),
     }
+}
+
+/// Removes a link; bytes that nothing holds any more are unused since `since_ms`. False where there is no link.
+pub(super) fn remove_link(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    since_ms: u64,
+) -> Result<bool, StorageError> {
+    let key = keys::link(repository, digest);
+    let Some(link) = state.get::<LinkRecord>(&key)? else { return Ok(false) };
     state.delete(key);
+    garbage::link_ends(state, repository, digest, &link)?;
     state.count(repository, -1, 0)?;
     if let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))? {
         blob.links = blob.links.saturating_sub(1);
-        state.put(keys::blob(digest), &blob)?;
+        garbage::put_blob(state, digest, blob, since_ms)?;
     }
-    Ok(Ok(Outcome::Done))
+    Ok(true)
 }
 
-/// Whether enough of the nodes that promised the bytes are members (invariant I3).
-pub(super) fn holders_remain(state: &State<'_>, body: &Body) -> bool {
+/// Why the bytes cannot be counted on, if they cannot (invariants I3 and I22).
+pub(super) fn bytes_missing(state: &State<'_>, digest: &Digest, body: &Body) -> Result<Option<Refusal>, StorageError> {
+    if !holders_remain(state, body) {
+        return Ok(Some(Refusal::HoldersGone));
+    }
+    Ok(garbage::promise_expired(state, digest, body)?.then_some(Refusal::PromiseExpired))
+}
+
+/// Whether enough of the nodes that promised the bytes are members.
+fn holders_remain(state: &State<'_>, body: &Body) -> bool {
     match body {
         Body::Inline(_) => true,
-        Body::File { holders, min_copies } => {
+        Body::File { holders, min_copies, .. } => {
             holders.iter().filter(|holder| state.is_member(**holder)).count() >= *min_copies as usize
         }
     }
@@ -87,7 +107,7 @@ pub(super) fn keep_body(
     size: u64,
     body: &Body,
 ) -> Result<BlobRecord, StorageError> {
-    let mut blob: BlobRecord = state.get(&keys::blob(digest))?.unwrap_or_default();
+    let mut blob = garbage::take_blob(state, digest)?;
     blob.size = size;
     match body {
         Body::File { .. } => blob.file = true,
@@ -104,18 +124,31 @@ pub(super) fn keep_body(
     Ok(blob)
 }
 
-/// Puts a link, unless there is one: its revision is that at which the blob came. Says whether there was none.
+/// What a new link says of the blob.
+struct Origin {
+    size: u64,
+    inline: bool,
+    request_id: Uuid,
+}
+
+/// Puts a link; one that is there is touched: its revision stays that at which the blob came. Says whether there was
+/// none.
 fn put_link(
     state: &mut State<'_>,
     repository: &RepositoryName,
     digest: &Digest,
-    record: LinkRecord,
+    origin: Origin,
 ) -> Result<bool, StorageError> {
     let key = keys::link(repository, digest);
     if state.exists(&key)? {
+        // What it answers is about a link that is not there.
+        let _touched = garbage::touch(state, repository, digest)?;
         return Ok(false);
     }
-    state.put(key, &record)?;
+    let Origin { size, inline, request_id } = origin;
+    let uses = garbage::link_begins(state, repository, digest)?;
+    let (revision, unused_since_ms) = (state.index(), state.time_ms());
+    state.put(key, &LinkRecord { size, inline, revision, request_id, uses, unused_since_ms })?;
     state.count(repository, 1, 0)?;
     Ok(true)
 }

@@ -7,9 +7,6 @@ use crate::names::{RepositoryName, Tag};
 use crate::records::{Change, Changed, Place, TagVersion};
 use crate::wire::{self, Kind};
 
-/// How long changes and former versions of tags are kept, in milliseconds by the clock of state.
-pub(super) const RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
 const STEP: u64 = 64;
 
@@ -62,12 +59,12 @@ fn record(
     state.put(keys::change(place), &change)
 }
 
-/// Forgets changes that are older than the retention, and the versions of tags that they ended.
+/// Forgets changes that are older than the settings say, and the versions of tags that they ended.
 pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
     if !state.index().is_multiple_of(STEP) {
         return Ok(());
     }
-    let Some(limit) = state.time_ms().checked_sub(RETENTION_MS) else { return Ok(()) };
+    let Some(limit) = state.time_ms().checked_sub(state.rules().history_ms()) else { return Ok(()) };
     let mut floor = None;
     for (key, value) in state.scan_some(&keys::changes(), None, FORGET_MAX)? {
         let change: Change = wire::decode(Kind::Row, &value)?;

@@ -6,7 +6,7 @@ use flotilla_storage::{Digest, Keyspace, StorageError};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
-use crate::records::Place;
+use crate::records::{Candidate, Place};
 
 /// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const BODY_PART: usize = 4000;
@@ -17,6 +17,11 @@ pub(crate) const ROW_PART: usize = 4000;
 /// The most rows that one body takes.
 #[cfg(test)]
 pub(crate) const BODY_PARTS_MAX: usize = crate::command::INLINE_BODY_MAX as usize / BODY_PART + 1;
+
+/// How many rows a body of this many bytes takes: one for an empty one too.
+pub(crate) fn body_parts(size: u64) -> u16 {
+    u16::try_from(size.div_ceil(BODY_PART as u64).max(1)).unwrap_or(u16::MAX)
+}
 
 fn key(space: Keyspace, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -71,8 +76,90 @@ pub(crate) fn manifest(repository: &RepositoryName, digest: &Digest) -> Vec<u8> 
     key(Keyspace::Manifest, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
 }
 
+/// The prefix of a repository's manifests.
+pub(crate) fn manifests(repository: &RepositoryName) -> Vec<u8> {
+    key(Keyspace::Manifest, &[repository.as_str().as_bytes(), &[0]])
+}
+
 pub(crate) fn link(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
     key(Keyspace::Link, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
+pub(crate) fn uses(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Use, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
+pub(crate) fn former(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Former, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
+/// The kinds of candidates: each has its own time, so each is a queue of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Queue {
+    Former = b'f',
+    Link = b'l',
+    Bytes = b'b',
+}
+
+/// The prefix of the candidates of a kind.
+pub(crate) fn garbage(queue: Queue) -> Vec<u8> {
+    key(Keyspace::Garbage, &[&[queue as u8]])
+}
+
+/// The row of something that may be garbage since a time.
+pub(crate) fn candidate(since_ms: u64, what: &Candidate) -> Vec<u8> {
+    let (queue, repository, digest) = match what {
+        Candidate::Former(repository, digest) => (Queue::Former, repository.as_str(), digest),
+        Candidate::Link(repository, digest) => (Queue::Link, repository.as_str(), digest),
+        Candidate::Bytes(digest) => (Queue::Bytes, "", digest),
+    };
+    let parts: [&[u8]; 5] = [&[queue as u8], &since_ms.to_be_bytes(), repository.as_bytes(), &[0], &digest.to_key()];
+    key(Keyspace::Garbage, &parts)
+}
+
+/// A candidate and its time, from its key.
+pub(crate) fn parse_candidate(key: &[u8]) -> Result<(u64, Candidate), StorageError> {
+    let damaged = || StorageError::Corrupt { what: "key of a candidate for collection".into() };
+    let parse = || {
+        let (queue, rest) = key.get(1..)?.split_first()?;
+        let (since_ms, rest) = rest.split_first_chunk::<8>()?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let digest = Digest::from_key(rest.get(end + 1..)?)?;
+        let repository = || std::str::from_utf8(&rest[..end]).ok()?.parse().ok();
+        let candidate = match queue {
+            b'f' => Candidate::Former(repository()?, digest),
+            b'l' => Candidate::Link(repository()?, digest),
+            b'b' => Candidate::Bytes(digest),
+            _ => return None,
+        };
+        Some((u64::from_be_bytes(*since_ms), candidate))
+    };
+    parse().ok_or_else(damaged)
+}
+
+/// The row of the index at which a digest's file was collected last.
+pub(crate) fn collected(digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Collected, &[b"d", &digest.to_key()])
+}
+
+/// The row by which [`collected`] is found when its time is over.
+pub(crate) fn collected_at(index: u64, digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Collected, &[b"i", &index.to_be_bytes(), &digest.to_key()])
+}
+
+/// The prefix of all of [`collected_at`].
+pub(crate) fn collections() -> Vec<u8> {
+    key(Keyspace::Collected, &[b"i"])
+}
+
+/// The index and digest of a [`collected_at`].
+pub(crate) fn parse_collected_at(key: &[u8]) -> Result<(u64, Digest), StorageError> {
+    let parse = || {
+        let (index, digest) = key.get(2..)?.split_first_chunk::<8>()?;
+        Some((u64::from_be_bytes(*index), Digest::from_key(digest)?))
+    };
+    parse().ok_or_else(|| StorageError::Corrupt { what: "key of a collected digest".into() })
 }
 
 pub(crate) fn blob(digest: &Digest) -> Vec<u8> {

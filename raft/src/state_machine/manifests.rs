@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use flotilla_storage::{Digest, StorageError};
 
-use super::blobs::{holders_remain, keep_body};
-use super::{Applied, State, history, keys, tags};
+use super::blobs::{bytes_missing, keep_body};
+use super::{Applied, State, garbage, history, keys, tags};
 use crate::command::{Body, ManifestPut, Outcome, Refusal};
 use crate::names::{RepositoryName, Tag};
-use crate::records::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
+use crate::records::{Changed, ManifestRecord, Referrer, TagRecord};
 use crate::settings::MissingContent;
 use crate::wire::{self, Kind};
 
@@ -23,23 +23,30 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     if !missing.is_empty() {
         return Ok(Err(Refusal::ContentMissing(missing)));
     }
-    if !holders_remain(state, &put.body) {
-        return Ok(Err(Refusal::HoldersGone));
+    if let Some(refusal) = bytes_missing(state, &put.digest, &put.body)? {
+        return Ok(Err(refusal));
     }
     let mut blob = keep_body(state, &put.digest, put.size, &put.body)?;
     let key = keys::manifest(&put.repository, &put.digest);
     // What a digest names never changes, not even its media type: a look-up by digest trusts what it finds. Whoever
     // pushed under a wrong type deletes the manifest first.
-    if !state.exists(&key)? {
+    let is_new = !state.exists(&key)?;
+    if is_new {
         blob.manifests += 1;
+    }
+    garbage::put_blob(state, &put.digest, blob, state.time_ms())?;
+    if is_new {
+        let record = record(put, state.index());
         state.count(&put.repository, 0, 1)?;
-        state.put(key, &record(put, state.index()))?;
+        garbage::begin_uses(state, &put.repository, &record)?;
+        // Only now, so that what both name is used all the time.
+        garbage::drop_former(state, &put.repository, &put.digest)?;
+        state.put(key, &record)?;
         if let Some(subject) = &put.subject {
             state.put(keys::referrer(&put.repository, subject, &put.digest), &referrer(put))?;
         }
         history::manifest_changed(state, Changed::ManifestPut, &put.repository, &put.digest)?;
     }
-    state.put(keys::blob(&put.digest), &blob)?;
     for tag in &put.tags {
         tags::put(state, &put.repository, tag, &put.digest)?;
     }
@@ -67,10 +74,7 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
     state.delete_long(key)?;
     history::manifest_changed(state, Changed::ManifestDelete, repository, digest)?;
     state.count(repository, 0, -1)?;
-    if let Some(mut blob) = state.get::<BlobRecord>(&keys::blob(digest))? {
-        blob.manifests = blob.manifests.saturating_sub(1);
-        state.put(keys::blob(digest), &blob)?;
-    }
+    garbage::manifest_ends(state, repository, digest, record)?;
     Ok(Ok(Outcome::Done))
 }
 
@@ -134,5 +138,6 @@ fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {
         either: put.either.clone(),
         subject: put.subject,
         artifact_type: put.artifact_type.clone(),
+        tagged: !put.tags.is_empty(),
     }
 }

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod blobs;
+mod garbage;
 mod history;
 pub(crate) mod keys;
 pub(crate) mod long_rows;
@@ -60,5 +61,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::DeleteTag { repository, tag, condition } => tags::delete(state, repository, tag, *condition),
         Command::PutSettings { document, expected } => settings::put(state, document, *expected),
         Command::MoveTags(changes) => tags::change_all(state, changes),
+        Command::TouchBlob { repository, digest } => garbage::touch(state, repository, digest),
+        Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

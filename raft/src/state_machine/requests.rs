@@ -3,7 +3,7 @@
 
 use flotilla_storage::StorageError;
 
-use super::{State, keys};
+use super::{State, garbage, keys};
 use crate::command::{Answer, Proposal, Refusal};
 
 /// How many log entries back a request is remembered: far more than are written in the ten seconds for which a
@@ -38,5 +38,6 @@ fn forget(state: &mut State<'_>, floor: u64) -> Result<(), StorageError> {
     for key in state.requests_below(floor)? {
         state.delete(key);
     }
+    garbage::forget_collected(state, floor)?;
     state.put(keys::request_floor(), &floor)
 }

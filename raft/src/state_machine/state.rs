@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use flotilla_storage::{PresentRows, Rows, StorageError};
+use flotilla_storage::{Digest, PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,13 +35,24 @@ pub(crate) struct State<'a> {
     time_ms: u64,
     actor: String,
     rules: Arc<Rules>,
+    collected: Vec<(u64, Digest)>,
 }
 
 impl<'a> State<'a> {
     /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far, `rules` those of the
     /// settings that are stored.
     pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64, rules: Arc<Rules>) -> Self {
-        Self { reader, writes: BTreeMap::new(), members, index: 0, changes: 0, time_ms, actor: String::new(), rules }
+        Self {
+            reader,
+            writes: BTreeMap::new(),
+            members,
+            index: 0,
+            changes: 0,
+            time_ms,
+            actor: String::new(),
+            rules,
+            collected: Vec::new(),
+        }
     }
 
     /// The log index of the entry that is being applied.
@@ -224,6 +235,21 @@ impl<'a> State<'a> {
     /// The refusal for something that a repository does not hold: the repository itself may be unknown.
     pub(super) fn unknown(&self, repository: &RepositoryName, what: Refusal) -> Result<Refusal, StorageError> {
         Ok(if self.exists(&keys::repository(repository))? { what } else { Refusal::RepositoryUnknown })
+    }
+
+    /// The entry that is being applied collects the file of this digest.
+    pub(super) fn file_collected(&mut self, digest: Digest) {
+        self.collected.push((self.index, digest));
+    }
+
+    /// The rules that the next chunk begins with.
+    pub(crate) fn current_rules(&self) -> Arc<Rules> {
+        self.rules.clone()
+    }
+
+    /// The files that the entries so far have collected, with their log indexes.
+    pub(crate) fn take_collected(&mut self) -> Vec<(u64, Digest)> {
+        std::mem::take(&mut self.collected)
     }
 
     /// The writes of the chunk, for one atomic batch.

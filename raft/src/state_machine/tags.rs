@@ -5,7 +5,7 @@ use flotilla_storage::{Digest, StorageError};
 use super::{Applied, State, history, keys};
 use crate::command::{Condition, Outcome, Refusal, TagChange};
 use crate::names::{RepositoryName, Tag};
-use crate::records::TagRecord;
+use crate::records::{ManifestRecord, TagRecord};
 
 /// Why a tag may not come to point at `digest` (or be removed, where that is `None`), if it may not.
 pub(super) fn check(
@@ -46,6 +46,11 @@ pub(super) fn put(
     let former = state.get::<TagRecord>(&key)?.map(|former| former.digest);
     if former == Some(*digest) {
         return Ok(());
+    }
+    let manifest_key = keys::manifest(repository, digest);
+    if let Some(mut manifest) = state.get::<ManifestRecord>(&manifest_key)?.filter(|manifest| !manifest.tagged) {
+        manifest.tagged = true;
+        state.put(manifest_key, &manifest)?;
     }
     let record = TagRecord {
         digest: *digest,

@@ -14,7 +14,8 @@ use super::{Reader, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
-use crate::records::{BlobRecord, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
+use crate::records::{BlobRecord, Candidate, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
+use crate::settings::Rules;
 use crate::wire::{self, Kind};
 
 #[derive(Default)]
@@ -22,6 +23,8 @@ struct Memory {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     index: u64,
     time_ms: u64,
+    /// Milliseconds that passed beside those between commands.
+    waited_ms: u64,
 }
 
 impl Reader for Memory {
@@ -66,7 +69,7 @@ impl Memory {
         let proposal = Proposal {
             request_id: Uuid::from_u128(u128::from(self.index) + 1000),
             base_index: self.index,
-            time_ms: 1000 * (self.index + 1),
+            time_ms: 1000 * (self.index + 1) + self.waited_ms,
             actor: String::new(),
             command,
         };
@@ -84,8 +87,10 @@ fn digest(name: &str) -> Digest {
 
 fn body(word: &str) -> Body {
     match word.strip_prefix("file:") {
-        Some(holders) => {
-            Body::File { holders: holders.split(',').map(|id| id.parse().expect("an id")).collect(), min_copies: 2 }
+        Some(file) => {
+            let (holders, promised) = file.split_once('@').unwrap_or((file, "1000000"));
+            let holders = holders.split(',').map(|id| id.parse().expect("an id")).collect();
+            Body::File { holders, min_copies: 2, promised: promised.parse().expect("an index") }
         }
         None => Body::Inline(Bytes::copy_from_slice(word.as_bytes())),
     }
@@ -114,9 +119,10 @@ fn change(word: &str) -> TagChange {
     }
 }
 
-/// `link REPO NAME BODY` · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
+/// `link REPO NAME BODY` (`file:HOLDERS[@PROMISED]` for a file) · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
 /// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT]]]` · `delete-tag REPO TAG [CONDITION]` ·
-/// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT`
+/// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT` · `touch REPO NAME` ·
+/// `collect LIMIT [ORPHANS]`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let repository = words[1].split(':').next().and_then(|name| name.parse().ok());
@@ -140,6 +146,8 @@ fn command(line: &str) -> Command {
         "delete-tag" => {
             Command::DeleteTag { repository, tag: words[2].parse().expect("a tag"), condition: condition(words.get(3)) }
         }
+        "touch" => Command::TouchBlob { repository, digest: digest(words[2]) },
+        "collect" => Command::Collect { orphans: list(words.get(2)), limit: words[1].parse().expect("a number") },
         "settings" => Command::PutSettings { document: words[2..].join(" "), expected: words[1].parse().ok() },
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
@@ -176,6 +184,10 @@ fn transcript(scenario: &str) -> String {
         text.split([' ', ',', '=', ':']).for_each(|word| {
             names.insert(digest(word).to_string(), word.to_owned());
         });
+        if let Some(seconds) = text.strip_prefix("wait ") {
+            memory.waited_ms += seconds.parse::<u64>().expect("seconds") * 1000;
+            continue;
+        }
         let answer = memory.one(command(text));
         let _ = match &answer.result {
             Ok(outcome) => writeln!(out, "{outcome:?} at {}", answer.revision),
@@ -215,6 +227,17 @@ fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
             tags.collect::<String>()
         );
     }
+    for (key, _) in memory.scan(b"g", None, usize::MAX).expect("in memory") {
+        let (since_ms, candidate) = keys::parse_candidate(&key).expect("a candidate");
+        let what = match candidate {
+            Candidate::Former(repository, digest) => {
+                format!("former manifest {repository} {}", names[&digest.to_string()])
+            }
+            Candidate::Link(repository, digest) => format!("blob {repository} {}", names[&digest.to_string()]),
+            Candidate::Bytes(digest) => format!("bytes {}", names[&digest.to_string()]),
+        };
+        let _ = writeln!(out, "  unused since {since_ms}: {what}");
+    }
     out
 }
 
@@ -241,6 +264,11 @@ fn tags_change_on_conditions_and_together() {
 #[test]
 fn settings_decide_what_may_move_and_what_may_be_missing() {
     check("settings");
+}
+
+#[test]
+fn what_nothing_uses_is_collected_after_its_time() {
+    check("garbage");
 }
 
 #[test]
@@ -361,7 +389,7 @@ fn a_manifest_record_keeps_what_was_parsed() {
         memory.row(&keys::manifest(&"r".parse().expect("a name"), &digest("image"))).expect("a manifest");
     assert_eq!((record.blobs, record.inline, record.revision), (vec![digest("layer")], true, 2));
     let blob: BlobRecord = memory.row(&keys::blob(&digest("image"))).expect("a blob");
-    assert_eq!(blob, BlobRecord { size: 5, inline: true, file: false, links: 0, manifests: 1 });
+    assert_eq!(blob, BlobRecord { size: 5, inline: true, file: false, links: 0, manifests: 1, unused_since_ms: 0 });
 }
 
 #[test]
@@ -389,8 +417,15 @@ fn a_manifest_that_names_thousands_of_digests_fits_into_rows_and_leaves_none_beh
     assert!(memory.one(Command::DeleteManifest { repository, digest: put.digest }).result.is_ok());
     let after: BTreeSet<_> = memory.rows.keys().filter(|key| key[0] != b'q').cloned().collect();
     let left: Vec<_> = after.difference(&before).map(|key| key[0]).collect();
-    let may_stay = |space: &u8| matches!(space, b'B' | b'b' | b'h' | b'c');
-    assert!(left.iter().all(may_stay), "only the body waits for collection, and history for its time: {left:?}");
+    let may_stay = |space: &u8| matches!(space, b'B' | b'b' | b'h' | b'c' | b'd' | b'p' | b'g');
+    assert!(left.iter().all(may_stay), "only what history holds for its time: {left:?}");
+    // Forgotten by history first, then unused for their time.
+    for _ in 0..2 {
+        memory.waited_ms += Rules::default().history_ms();
+        assert!(memory.one(command("collect 100000")).result.is_ok());
+    }
+    let after: BTreeSet<_> = memory.rows.keys().filter(|key| key[0] != b'q').cloned().collect();
+    assert!(!after.iter().any(|key| matches!(key[0], b'd' | b'p' | b'g' | b'l' | b'u')), "nothing is left of it");
 }
 
 #[test]

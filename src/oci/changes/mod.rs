@@ -32,6 +32,6 @@ async fn propose(oci: &Oci, changes: Vec<TagChange>) -> Result<u64, OciError> {
 }
 
 /// A time of state as RFC 3339 has it.
-fn rfc3339(time_ms: u64) -> String {
+pub(super) fn rfc3339(time_ms: u64) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time_ms)).to_string()
 }

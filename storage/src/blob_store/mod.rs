@@ -8,9 +8,11 @@ mod staging;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -32,6 +34,20 @@ struct Inner {
     /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
     /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
     unsynced: Mutex<HashMap<Digest, usize>>,
+}
+
+/// A file that was a blob. Dropping it removes it, which takes time for a large one.
+#[derive(Debug)]
+pub struct TakenOut {
+    path: PathBuf,
+}
+
+impl Drop for TakenOut {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a file is left until the next start");
+        }
+    }
 }
 
 impl BlobStore {
@@ -83,17 +99,21 @@ impl BlobStore {
         self.size_on_disk(digest)
     }
 
-    /// Removes a blob; false if there was none. The caller has made sure that nobody was promised it.
+    /// Takes a blob away at once, its file a little later; `None` if there was none. The caller has made sure that
+    /// nobody was promised it.
     ///
-    /// The removal is not synced: after a power cut the blob may be back, and is then found again by the sweep.
+    /// The removal is not synced: after a power cut the blob may be back, and is then found by who compares all files
+    /// with what should be there.
     ///
     /// # Errors
     /// `Io`.
-    pub fn remove(&self, digest: &Digest) -> Result<bool, StorageError> {
+    pub fn take_out(&self, digest: &Digest) -> Result<Option<TakenOut>, StorageError> {
         let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        let name = format!("{:016x}.removed", RandomState::new().hash_one(digest));
+        let target = self.inner.layout.staging().join(name);
+        match fs::rename(&path, &target) {
+            Ok(()) => Ok(Some(TakenOut { path: target })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StorageError::io(&path, error)),
         }
     }
@@ -129,6 +149,11 @@ impl BlobStore {
     /// Where a blob lies or would lie.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.inner.layout.blob(digest)
+    }
+
+    /// How long ago a blob's bytes were written, by this machine's clock; `None` if it is not here or cannot be told.
+    pub fn age(&self, digest: &Digest) -> Option<Duration> {
+        fs::metadata(self.path(digest)).ok()?.modified().ok()?.elapsed().ok()
     }
 
     fn is_unsynced(&self, digest: &Digest) -> bool {

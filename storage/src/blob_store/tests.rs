@@ -150,8 +150,8 @@ fn a_removed_blob_is_gone_but_an_open_file_reads_on() {
     let (_dir, store) = store();
     let digest = put(&store, Algorithm::Sha256, b"short-lived");
     let (mut file, _) = store.open_blob(&digest).unwrap().unwrap();
-    assert!(store.remove(&digest).unwrap());
-    assert!(!store.remove(&digest).unwrap());
+    assert!(store.take_out(&digest).unwrap().is_some());
+    assert!(store.take_out(&digest).unwrap().is_none());
     assert_eq!(store.size(&digest).unwrap(), None);
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
