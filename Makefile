@@ -47,6 +47,8 @@ chaos: ## The fault checks in full, on the release build; takes about half an ho
 	$(CHAOS) clients --count 200
 	$(CHAOS) watch
 	$(CHAOS) races
+	$(CHAOS) garbage
+	$(CHAOS) garbage --kills
 
 bench: ## Where the measurements are and how to repeat them
 	@echo 'docs/performance.md has the figures and the command for each.'

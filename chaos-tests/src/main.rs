@@ -59,6 +59,9 @@ enum Scenario {
     Garbage {
         #[arg(long, default_value_t = 2_000)]
         pushes: usize,
+        /// Kill all nodes at once now and then.
+        #[arg(long)]
+        kills: bool,
     },
     /// Many clients push and pull at once.
     Clients {
@@ -82,7 +85,7 @@ async fn main() -> ExitCode {
         Scenario::NoQuorum => scenarios::no_quorum(seed).await,
         Scenario::Watch { changes, kills } => scenarios::watch(changes, kills).await,
         Scenario::Races { times } => scenarios::races(times).await,
-        Scenario::Garbage { pushes } => scenarios::garbage(pushes, seed).await,
+        Scenario::Garbage { pushes, kills } => scenarios::garbage(pushes, kills, seed).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

@@ -64,5 +64,11 @@ async fn of_two_who_race_for_a_tag_exactly_one_wins() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c25_a_push_that_races_with_collection_keeps_its_blobs_or_is_told() -> anyhow::Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    scenarios::garbage(200, seed()).await
+    scenarios::garbage(200, false, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_collection_and_the_death_of_all_nodes() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::garbage(150, true, seed()).await
 }

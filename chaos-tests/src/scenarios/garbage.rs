@@ -11,10 +11,12 @@ use futures::future::try_join_all;
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde_json::json;
+use std::sync::Mutex;
 
-use crate::client::{Client, Method, Pushed, Way};
+use crate::client::{Client, Method, Problem, Pushed, Way};
 use crate::cluster::{Cluster, Node, Options};
 use crate::image::{Image, OCI_MANIFEST, random_bytes, sha256};
+use crate::nemesis;
 use crate::wait;
 use crate::workload::random;
 
@@ -28,10 +30,17 @@ const LAYERS: usize = 40;
 const GRACE: Duration = Duration::from_secs(1);
 const CLEAN_WITHIN: Duration = Duration::from_secs(60);
 
-/// Pushes `pushes` manifests whose blobs are about to become garbage.
-pub async fn garbage(pushes: usize, seed: u64) -> anyhow::Result<()> {
+/// The time between two times at which all nodes are killed.
+const KILL_EVERY: Duration = Duration::from_secs(4);
+/// How long a worker whose push failed waits before the next one.
+const PAUSE: Duration = Duration::from_millis(500);
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Pushes `pushes` manifests whose blobs are about to become garbage; with `kills`, all nodes are killed at once now
+/// and then.
+pub async fn garbage(pushes: usize, kills: bool, seed: u64) -> anyhow::Result<()> {
     let cluster = Cluster::start(Options::default()).await?;
-    let result = run(&cluster, pushes, seed).await;
+    let result = run(&cluster, pushes, kills, seed).await;
     cluster.judged(result)
 }
 
@@ -42,9 +51,11 @@ struct Tally {
     told: AtomicUsize,
     skipped: AtomicUsize,
     deleted: AtomicUsize,
+    /// Those whose outcome is not known, with what they name: nodes were killed under them.
+    unknown: Mutex<Vec<Image>>,
 }
 
-async fn run(cluster: &Cluster, pushes: usize, seed: u64) -> anyhow::Result<()> {
+async fn run(cluster: &Cluster, pushes: usize, kills: bool, seed: u64) -> anyhow::Result<()> {
     let client = cluster.client();
     let settings = json!({"garbage_grace_seconds": GRACE.as_secs(), "history_seconds": 1}).to_string();
     client.send(Method::PUT, "/api/v1/settings", &[], settings.into()).await?.expect(&[204])?;
@@ -55,23 +66,27 @@ async fn run(cluster: &Cluster, pushes: usize, seed: u64) -> anyhow::Result<()> 
     let workers = (0..WORKERS).map(|worker| {
         let client = cluster.client().starting_at(worker);
         let random = random(seed, 9, 1 + worker as u64);
-        work(client, random, &layers, &tally, pushes)
+        Worker { client, random, layers: &layers, tally: &tally, faults: kills }.work(pushes)
     });
     let pushed = async {
         let acknowledged = try_join_all(workers).await;
         done.store(true, Ordering::Release);
         acknowledged
     };
-    let (acknowledged, rounds) = futures::join!(pushed, collect_until(cluster, &done));
+    let (acknowledged, rounds, killed) =
+        futures::join!(pushed, collect_until(cluster, kills, &done), kill_until(cluster, kills, &done));
     let acknowledged: Vec<Pushed> = acknowledged?.into_iter().flatten().collect();
     println!(
-        "{} pushes acknowledged, {} told that a blob is gone, {} of them deleted again; {} uploads spared by a HEAD; {} collections beside them",
+        "{} pushes acknowledged, {} told that a blob is gone, {} with an unknown outcome, {} deleted again; {} uploads spared by a HEAD; {} collections beside them; all nodes killed {} times",
         acknowledged.len() + tally.deleted.load(Ordering::Relaxed),
         tally.told.load(Ordering::Relaxed),
+        tally.unknown.lock().expect("no thread panics with it").len(),
         tally.deleted.load(Ordering::Relaxed),
         tally.skipped.load(Ordering::Relaxed),
-        rounds?
+        rounds?,
+        killed?,
     );
+    cluster.wait_ready(READY_WITHIN).await?;
     for node in cluster.nodes() {
         let client = cluster.client_of(node);
         for pushed in &acknowledged {
@@ -79,7 +94,10 @@ async fn run(cluster: &Cluster, pushes: usize, seed: u64) -> anyhow::Result<()> 
         }
     }
     println!("each can be pulled from each node");
-    let named = named(&client, &acknowledged).await?;
+    let mut named = named(&client, &acknowledged).await?;
+    for image in tally.unknown.lock().expect("no thread panics with it").drain(..) {
+        named.extend(image.blobs.iter().map(|blob| sha256(blob)).chain([image.digest]));
+    }
     wait::until_ok(CLEAN_WITHIN, "only what is named lies on the disks", async || {
         client.post("/api/v1/gc/run").await?.expect(&[200])?;
         cluster.nodes().iter().try_for_each(|node| only(node, &named))
@@ -89,62 +107,101 @@ async fn run(cluster: &Cluster, pushes: usize, seed: u64) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Pushes until there are enough; those that were acknowledged and not deleted.
-async fn work(
+struct Worker<'a> {
     client: Client,
-    mut random: StdRng,
-    layers: &[Bytes],
-    tally: &Tally,
-    pushes: usize,
-) -> anyhow::Result<Vec<Pushed>> {
-    let mut acknowledged = Vec::new();
-    loop {
-        let number = tally.next.fetch_add(1, Ordering::Relaxed);
-        if number >= pushes {
-            return Ok(acknowledged);
-        }
-        let repository = REPOSITORIES[random.random_range(0..REPOSITORIES.len())];
-        let config = Bytes::from(json!({"number": number}).to_string());
-        let chosen = [(); 2].map(|()| layers[random.random_range(0..layers.len())].clone());
-        let image = Image::of(config, chosen.to_vec());
-        for blob in &image.blobs {
-            let path = format!("/v2/{repository}/blobs/{}", sha256(blob));
-            match client.head(&path).await?.expect(&[200, 404])?.status {
-                200 => drop(tally.skipped.fetch_add(1, Ordering::Relaxed)),
-                _ => drop(client.push_blob(repository, blob, Way::number(number)).await?),
+    random: StdRng,
+    layers: &'a [Bytes],
+    tally: &'a Tally,
+    /// Nodes are killed: a push may fail.
+    faults: bool,
+}
+
+impl Worker<'_> {
+    /// Pushes until there are enough; those that were acknowledged and not deleted.
+    async fn work(mut self, pushes: usize) -> anyhow::Result<Vec<Pushed>> {
+        let mut acknowledged = Vec::new();
+        loop {
+            let number = self.tally.next.fetch_add(1, Ordering::Relaxed);
+            if number >= pushes {
+                return Ok(acknowledged);
+            }
+            let repository = REPOSITORIES[self.random.random_range(0..REPOSITORIES.len())];
+            let config = Bytes::from(json!({"number": number}).to_string());
+            let chosen = [(); 2].map(|()| self.layers[self.random.random_range(0..self.layers.len())].clone());
+            let image = Image::of(config, chosen.to_vec());
+            match self.push(repository, number, &image).await {
+                Ok(pushed) => acknowledged.extend(pushed),
+                Err(problem @ Problem::Wrong(_)) => return Err(problem.into()),
+                Err(_) if self.faults => {
+                    self.tally.unknown.lock().expect("no thread panics with it").push(image);
+                    // As clients do before they try again.
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(problem) => return Err(problem.into()),
             }
         }
-        tokio::time::sleep(GRACE.mul_f64(random.random_range(0.3..1.3))).await;
-        let by_tag = random.random_bool(0.5);
-        let tag = if by_tag { format!("t{number}") } else { image.digest.clone() };
-        let put = client.put_manifest(repository, &tag, OCI_MANIFEST, image.manifest.clone()).await?;
+    }
+
+    async fn push(&mut self, repository: &str, number: usize, image: &Image) -> Result<Option<Pushed>, Problem> {
+        for blob in &image.blobs {
+            let path = format!("/v2/{repository}/blobs/{}", sha256(blob));
+            match self.client.head(&path).await?.expect(&[200, 404])?.status {
+                200 => drop(self.tally.skipped.fetch_add(1, Ordering::Relaxed)),
+                _ => drop(self.client.push_blob(repository, blob, Way::number(number)).await?),
+            }
+        }
+        tokio::time::sleep(GRACE.mul_f64(self.random.random_range(0.3..1.3))).await;
+        let tag = if self.random.random_bool(0.5) { format!("t{number}") } else { image.digest.clone() };
+        let put = self.client.put_manifest(repository, &tag, OCI_MANIFEST, image.manifest.clone()).await?;
         let put = put.expect(&[201, 400])?;
         if put.status == 400 {
-            ensure!(put.codes().iter().all(|code| code == "MANIFEST_BLOB_UNKNOWN"), "{} {}", put.request, put.text());
-            tally.told.fetch_add(1, Ordering::Relaxed);
-            continue;
+            if put.codes().iter().any(|code| code != "MANIFEST_BLOB_UNKNOWN") {
+                return Err(Problem::Wrong(format!("{} {}", put.request, put.text())));
+            }
+            self.tally.told.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
         }
         let pushed = Pushed { repository: repository.to_owned(), tag, digest: image.digest.clone() };
-        client.verify(&pushed).await.context("right after its 201")?;
-        if random.random_bool(0.7) {
-            client.delete(&format!("/v2/{repository}/manifests/{}", image.digest)).await?.expect(&[202])?;
-            tally.deleted.fetch_add(1, Ordering::Relaxed);
-        } else {
-            acknowledged.push(pushed);
+        if !self.faults {
+            let verified = self.client.verify(&pushed).await;
+            verified.map_err(|problem| Problem::Wrong(format!("right after its 201: {problem}")))?;
         }
+        if self.random.random_bool(0.3) {
+            return Ok(Some(pushed));
+        }
+        let path = format!("/v2/{repository}/manifests/{}", image.digest);
+        self.client.delete(&path).await?.expect(&[202])?;
+        self.tally.deleted.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
     }
 }
 
 /// Collects at one node after the other; how often.
-async fn collect_until(cluster: &Cluster, done: &AtomicBool) -> anyhow::Result<usize> {
+async fn collect_until(cluster: &Cluster, faults: bool, done: &AtomicBool) -> anyhow::Result<usize> {
     let client = cluster.client();
     let mut rounds = 0;
     while !done.load(Ordering::Acquire) {
-        client.post("/api/v1/gc/run").await?.expect(&[200])?;
-        rounds += 1;
+        match client.post("/api/v1/gc/run").await.and_then(|reply| reply.expect(&[200])) {
+            Ok(_) => rounds += 1,
+            Err(problem) if !faults => return Err(problem.into()),
+            Err(_) => {}
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(rounds)
+}
+
+/// Kills all nodes at once and starts them again, now and then; how often.
+async fn kill_until(cluster: &Cluster, kills: bool, done: &AtomicBool) -> anyhow::Result<usize> {
+    let mut times = 0;
+    while kills && !done.load(Ordering::Acquire) {
+        tokio::time::sleep(KILL_EVERY).await;
+        nemesis::kill_all(cluster);
+        cluster.nodes().iter().try_for_each(Node::restart)?;
+        cluster.wait_ready(READY_WITHIN).await?;
+        times += 1;
+    }
+    Ok(times)
 }
 
 /// The digests of these pushes and of all that they name.
