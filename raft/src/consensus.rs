@@ -37,6 +37,9 @@ const RETRY_EACH: Duration = Duration::from_millis(25);
 /// A snapshot is built when this many bytes of log came since the last one, whatever their number.
 const SNAPSHOT_EACH_BYTES: u64 = 64 << 20;
 
+/// How often it is looked whether openraft has stopped.
+const STOPPED_LOOKED_FOR_EACH: Duration = Duration::from_millis(100);
+
 /// Messages that may wait for openraft's core.
 const CHANNEL_SIZE: u64 = 8192;
 
@@ -295,14 +298,14 @@ impl Consensus {
 
     /// Resolves when openraft has stopped, after an error of the storage for instance; says why.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.inner.raft.metrics();
+        let metrics = self.inner.raft.metrics();
+        // Looked at now and then: the figures change several times with each entry, and who waits for each of these
+        // changes is woken as often.
+        let mut ticks = tokio::time::interval(STOPPED_LOOKED_FOR_EACH);
         loop {
-            let state = metrics.borrow_and_update().running_state.clone();
-            if let Err(fatal) = state {
+            ticks.tick().await;
+            if let Err(fatal) = &metrics.borrow_watched().running_state {
                 return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "raft has ended".into();
             }
         }
     }

@@ -25,6 +25,7 @@ mod promises;
 mod read_gate;
 mod records;
 pub mod registry;
+mod row_cache;
 pub mod settings;
 mod snapshot;
 pub mod state_machine;

@@ -11,6 +11,7 @@ use crate::records::{
     TagRecord, TagVersion,
 };
 use crate::settings::Rules;
+use crate::state_machine::journal::{CHANGES, envelopes};
 use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
 
@@ -49,6 +50,9 @@ pub struct Holding {
     /// Some of the manifests that name it.
     pub named_by: Vec<Digest>,
 }
+
+/// Rows of changes that are read at a time; each holds up to some twenty.
+const CHANGE_ROWS: usize = 16;
 
 /// Rows that a walk reads at a time.
 const WALK_PAGE: usize = 1000;
@@ -350,10 +354,23 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn changes(&self, after: Place, limit: usize) -> Result<Vec<(Place, Change)>, StorageError> {
-        let rows = self.store.scan(&keys::changes(), Some(&keys::change(after)), limit)?;
-        let change =
-            |(key, value): (Vec<u8>, Vec<u8>)| Ok((keys::place_of_change(&key)?, wire::decode(Kind::Row, &value)?));
-        rows.into_iter().map(change).collect()
+        let (mut changes, mut row_before) = (Vec::new(), CHANGES.before(after.revision));
+        loop {
+            let rows = self.store.scan(&CHANGES.rows(), row_before.as_deref(), CHANGE_ROWS)?;
+            for envelope in rows.iter().flat_map(|(_, row)| envelopes(row)) {
+                let (place, change): (Place, Change) = wire::decode(Kind::Row, envelope?)?;
+                if place > after {
+                    changes.push((place, change));
+                }
+                if changes.len() == limit {
+                    return Ok(changes);
+                }
+            }
+            row_before = rows.last().map(|(key, _)| key.clone());
+            if row_before.is_none() {
+                return Ok(changes);
+            }
+        }
     }
 
     /// Up to `limit` manifests of the repository that refer to `subject`, those after `after`, in the order of their

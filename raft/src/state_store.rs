@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use flotilla_storage::{Digest, Install, MetadataStore, PresentRows, StorageError, View};
+use flotilla_storage::{Digest, Install, MetadataStore, StorageError, View};
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -21,9 +21,10 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::command::{Answer, Body, Command, Outcome, Proposal};
 use crate::member::{Member, NodeId};
 use crate::promises::{File, Promises};
+use crate::row_cache::{Cached, RowCache};
 use crate::settings::Rules;
 use crate::snapshot::{Builder, Copy, Snapshot};
-use crate::state_machine::{self, Reader, State, StoredSettings, keys, long_rows};
+use crate::state_machine::{self, Requests, State, StoredSettings, keys, long_rows};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::{self, Kind};
 
@@ -125,8 +126,8 @@ impl StateStore {
         let (jobs, queue) = mpsc::channel(JOBS);
         let promises = Promises::default();
         promises.replaced(progress_seen.borrow().index);
-        let mut settings = StoredSettings::default();
-        let (rules, rules_seen) = watch::channel(settings.rules(&Stored(&store))?);
+        let mut derived = Derived::of(&store)?;
+        let (rules, rules_seen) = watch::channel(derived.settings.rules(&store)?);
         let worker = Worker {
             store: store.clone(),
             progress: progress.clone(),
@@ -134,7 +135,7 @@ impl StateStore {
             promises: promises.clone(),
             rules: rules.clone(),
             flushing: Arc::default(),
-            settings,
+            derived,
         };
         std::thread::Builder::new()
             .name("apply".into())
@@ -192,7 +193,23 @@ struct Worker {
     promises: Promises,
     rules: watch::Sender<Arc<Rules>>,
     flushing: Arc<AtomicBool>,
+    derived: Derived,
+}
+
+/// What apply knows of the rows beside them; of one generation, since a snapshot replaces all rows.
+struct Derived {
+    generation: u64,
+    cache: RowCache,
     settings: StoredSettings,
+    requests: Requests,
+}
+
+impl Derived {
+    fn of(store: &MetadataStore) -> Result<Self, StorageError> {
+        let generation = store.generation();
+        let (cache, settings) = (RowCache::default(), StoredSettings::default());
+        Ok(Self { generation, cache, settings, requests: Requests::load(store)? })
+    }
 }
 
 impl Worker {
@@ -212,10 +229,14 @@ impl Worker {
     }
 
     fn apply(&mut self, work: Vec<Work>, mut applied: AppliedRow) -> Result<AppliedRow, StorageError> {
-        let reader = Stored(&self.store);
+        if self.derived.generation != self.store.generation() {
+            self.derived = Derived::of(&self.store)?;
+        }
+        let Derived { cache, settings, requests, .. } = &mut self.derived;
+        let reader = Cached { store: &self.store, cache };
         let members = applied.membership.membership().nodes().map(|(id, _)| *id).collect();
-        let rules = self.settings.rules(&reader)?;
-        let mut state = State::new(&reader, members, applied.time_ms, rules);
+        let rules = settings.rules(&reader)?;
+        let mut state = State::new(&reader, members, applied.time_ms, rules, requests);
         let mut answers = Vec::new();
         let (mut named, mut files) = (Vec::new(), Vec::new());
         for (entry, responder) in work {
@@ -251,6 +272,7 @@ impl Worker {
         let applied_rows = long_rows::split(keys::applied(), wire::encode(Kind::Row, &applied)?)?;
         rows.extend(applied_rows.into_iter().map(|(key, value)| (key, Some(value))));
         self.store.write(&rows)?;
+        cache.written(&rows);
         let progress = progress_of(&applied);
         // Before anybody can see that these entries are applied: a promise with their index must know what they did.
         self.promises.applied(progress.index, files);
@@ -291,18 +313,6 @@ fn file_of(proposal: &Proposal) -> Option<(Digest, u64)> {
         Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => Some((*digest, *size)),
         Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => Some((put.digest, put.size)),
         _ => None,
-    }
-}
-
-struct Stored<'a>(&'a MetadataStore);
-
-impl Reader for Stored<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.0.get(key)
-    }
-
-    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError> {
-        self.0.scan(prefix, after, limit)
     }
 }
 
@@ -373,7 +383,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         let progress = progress_of(&self.applied);
         self.promises.replaced(progress.index);
         let store = self.store.clone();
-        let rules = tokio::task::spawn_blocking(move || StoredSettings::default().rules(&Stored(&store)));
+        let rules = tokio::task::spawn_blocking(move || StoredSettings::default().rules(&store));
         self.rules.send_replace(rules.await.map_err(io::Error::other)??);
         self.progress.send_replace(progress);
         let _ = self.blobs.send(AppliedBlob::Everything);

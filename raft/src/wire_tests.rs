@@ -18,8 +18,8 @@ use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Pro
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::records::{
-    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Referrer, RepositoryRecord, TagRecord,
-    TagVersion,
+    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord,
+    TagRecord, TagVersion,
 };
 use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
@@ -182,7 +182,8 @@ fn rows_of_state_keep_their_form() {
     };
     golden("row-manifest", Kind::Row, &manifest);
     golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6 });
-    golden("row-request", Kind::Row, &Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) });
+    let answer = Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) };
+    golden("row-request", Kind::Row, &(Uuid::from_u128(4), answer));
     golden("row-version", Kind::Row, &TagVersion { digest: Some(digest("m")), time_ms: 5, actor: "alice".into() });
     let change = Change {
         what: Changed::TagPut,
@@ -193,7 +194,7 @@ fn rows_of_state_keep_their_form() {
         actor: "alice".into(),
         time_ms: 5,
     };
-    golden("row-change", Kind::Row, &change);
+    golden("row-change", Kind::Row, &(Place { revision: 4, number: 1 }, change));
     let referrer = Referrer {
         media_type: "application/example".into(),
         size: 8,

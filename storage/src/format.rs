@@ -50,6 +50,17 @@ pub fn kind_of(bytes: &[u8]) -> Option<u8> {
     bytes.strip_prefix(&MAGIC)?.first().copied()
 }
 
+/// The first of several envelopes that follow each other, and the rest. What is in it is not checked.
+///
+/// # Errors
+/// `Corrupt` where the bytes do not begin with a whole envelope.
+pub fn split_first(bytes: &[u8]) -> Result<(&[u8], &[u8]), StorageError> {
+    let length = bytes.get(6..10).and_then(|length| length.first_chunk()).map(|length| u32::from_le_bytes(*length));
+    let end = length.and_then(|length| HEADER_BYTES.checked_add(length as usize));
+    let split = end.and_then(|end| bytes.split_at_checked(end)).filter(|_| bytes.starts_with(&MAGIC));
+    split.ok_or_else(|| StorageError::corrupt("no whole envelope where one should begin"))
+}
+
 /// The payload of an envelope of the expected kind, checked.
 ///
 /// # Errors

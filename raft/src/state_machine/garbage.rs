@@ -255,8 +255,7 @@ fn collect_file(state: &mut State<'_>, digest: &Digest) -> Result<(), StorageErr
 /// before the time that collected digests are remembered for.
 pub(super) fn promise_expired(state: &State<'_>, digest: &Digest, body: &Body) -> Result<bool, StorageError> {
     let Body::File { promised, .. } = body else { return Ok(false) };
-    let floor: u64 = state.get(&keys::request_floor())?.unwrap_or(0);
-    if *promised < floor {
+    if *promised < state.requests().floor() {
         return Ok(true);
     }
     Ok(state.get::<u64>(&keys::collected(digest))?.is_some_and(|collected| *promised < collected))

@@ -2,6 +2,7 @@
 
 use flotilla_storage::{Digest, StorageError};
 
+use super::journal::{CHANGES, envelopes};
 use super::{State, keys};
 use crate::names::{RepositoryName, Tag};
 use crate::records::{Change, Changed, Place, TagVersion};
@@ -10,9 +11,9 @@ use crate::wire::{self, Kind};
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
 const STEP: u64 = 64;
 
-/// The most changes that one step forgets: more than usually come in one. What large transactions leave, later steps
-/// forget.
-const FORGET_MAX: usize = 512;
+/// The most rows of changes that one step forgets: more than usually come in one. What large transactions leave, later
+/// steps forget.
+const FORGET_MAX: usize = 32;
 
 /// Notes that a tag points elsewhere now, or nowhere.
 pub(super) fn tag_changed(
@@ -56,7 +57,7 @@ fn record(
         time_ms: state.time_ms(),
     };
     let place = Place { revision: state.index(), number: state.next_change() };
-    state.put(keys::change(place), &change)
+    CHANGES.append(state, &wire::encode(Kind::Row, &(place, change))?)
 }
 
 /// Forgets changes that are older than the settings say, and the versions of tags that they ended.
@@ -66,17 +67,20 @@ pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
     }
     let Some(limit) = state.time_ms().checked_sub(state.rules().history_ms()) else { return Ok(()) };
     let mut floor = None;
-    for (key, value) in state.scan_some(&keys::changes(), None, FORGET_MAX)? {
-        let change: Change = wire::decode(Kind::Row, &value)?;
-        if change.time_ms >= limit {
+    for (key, row) in state.scan_some(&CHANGES.rows(), None, FORGET_MAX)? {
+        let changes: Result<Vec<(Place, Change)>, _> =
+            envelopes(&row).map(|envelope| wire::decode(Kind::Row, envelope?)).collect();
+        let changes = changes?;
+        if changes.last().is_some_and(|(_, newest)| newest.time_ms >= limit) {
             break;
         }
-        let revision = keys::place_of_change(&key)?.revision;
-        if let Some(tag) = &change.tag {
-            forget_versions_before(state, &change, tag, revision)?;
+        for (Place { revision, .. }, change) in changes {
+            if let Some(tag) = &change.tag {
+                forget_versions_before(state, &change, tag, revision)?;
+            }
+            floor = Some(revision);
         }
         state.delete(key);
-        floor = Some(revision);
     }
     match floor {
         Some(floor) => state.put(keys::history_floor(), &floor),

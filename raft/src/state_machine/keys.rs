@@ -3,10 +3,9 @@
 //! A name ends at a zero byte, which no name contains, so that no repository's rows lie between another's.
 
 use flotilla_storage::{Digest, Keyspace, StorageError};
-use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
-use crate::records::{Candidate, Place};
+use crate::records::Candidate;
 
 /// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const BODY_PART: usize = 4000;
@@ -210,23 +209,14 @@ pub(crate) fn after_versions(histories: &[u8], tag: &str) -> Vec<u8> {
     [histories, tag.as_bytes(), &[0], &[0xff; 9]].concat()
 }
 
-pub(crate) fn change(place: Place) -> Vec<u8> {
-    key(Keyspace::Change, &[&place.revision.to_be_bytes(), &place.number.to_be_bytes()])
+/// The prefix of the rows of a journal.
+pub(crate) fn journal(space: Keyspace) -> Vec<u8> {
+    key(space, &[])
 }
 
-/// The place of a change, from its key.
-pub(crate) fn place_of_change(key: &[u8]) -> Result<Place, StorageError> {
-    let place = |key: &[u8]| {
-        let (revision, number) = key.get(1..)?.split_first_chunk::<8>()?;
-        let number = u32::from_be_bytes(number.try_into().ok()?);
-        Some(Place { revision: u64::from_be_bytes(*revision), number })
-    };
-    place(key).ok_or_else(|| StorageError::Corrupt { what: "key of a change".into() })
-}
-
-/// The prefix of all changes.
-pub(crate) fn changes() -> Vec<u8> {
-    key(Keyspace::Change, &[])
+/// One row of a journal's block.
+pub(crate) fn journal_row(space: Keyspace, block: u64, part: u16) -> Vec<u8> {
+    key(space, &[&block.to_be_bytes(), &part.to_be_bytes()])
 }
 
 /// The row of the oldest revision that can still be read and watched from.
@@ -241,21 +231,6 @@ pub(crate) fn referrers(repository: &RepositoryName, subject: &Digest) -> Vec<u8
 
 pub(crate) fn referrer(repository: &RepositoryName, subject: &Digest, digest: &Digest) -> Vec<u8> {
     [referrers(repository, subject), digest.to_key()].concat()
-}
-
-/// Remembered requests, ordered by the base index that they came with.
-pub(crate) fn request(base_index: u64, id: &Uuid) -> Vec<u8> {
-    key(Keyspace::Request, &[&base_index.to_be_bytes(), id.as_bytes()])
-}
-
-/// Before the remembered requests with this base index, and after those with a lower one.
-pub(crate) fn requests_from(base_index: u64) -> Vec<u8> {
-    key(Keyspace::Request, &[&base_index.to_be_bytes()])
-}
-
-/// The prefix of all remembered requests.
-pub(crate) fn requests() -> Vec<u8> {
-    key(Keyspace::Request, &[])
 }
 
 /// A name that makes up the rest of a key.

@@ -8,6 +8,7 @@
 mod blobs;
 mod garbage;
 mod history;
+pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod long_rows;
 mod manifests;
@@ -21,6 +22,7 @@ mod tests;
 
 use flotilla_storage::StorageError;
 
+pub(crate) use requests::Requests;
 pub(crate) use settings::Stored as StoredSettings;
 pub(crate) use state::{Reader, State};
 

@@ -9,7 +9,7 @@ use flotilla_storage::{Digest, PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{keys, long_rows};
+use super::{Requests, keys, long_rows};
 use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
@@ -35,13 +35,20 @@ pub(crate) struct State<'a> {
     time_ms: u64,
     actor: String,
     rules: Arc<Rules>,
+    requests: &'a mut Requests,
     collected: Vec<(u64, Digest)>,
 }
 
 impl<'a> State<'a> {
     /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far, `rules` those of the
-    /// settings that are stored.
-    pub(crate) fn new(reader: &'a dyn Reader, members: BTreeSet<NodeId>, time_ms: u64, rules: Arc<Rules>) -> Self {
+    /// settings that are stored, `requests` those that the rows remember.
+    pub(crate) fn new(
+        reader: &'a dyn Reader,
+        members: BTreeSet<NodeId>,
+        time_ms: u64,
+        rules: Arc<Rules>,
+        requests: &'a mut Requests,
+    ) -> Self {
         Self {
             reader,
             writes: BTreeMap::new(),
@@ -51,6 +58,7 @@ impl<'a> State<'a> {
             time_ms,
             actor: String::new(),
             rules,
+            requests,
             collected: Vec::new(),
         }
     }
@@ -102,6 +110,14 @@ impl<'a> State<'a> {
         &self.actor
     }
 
+    pub(super) fn requests(&self) -> &Requests {
+        self.requests
+    }
+
+    pub(super) fn requests_mut(&mut self) -> &mut Requests {
+        self.requests
+    }
+
     pub(super) fn is_member(&self, node: NodeId) -> bool {
         self.members.contains(&node)
     }
@@ -128,18 +144,13 @@ impl<'a> State<'a> {
 
     /// All rows with the prefix, in key order.
     pub(super) fn scan(&self, prefix: &[u8]) -> Result<PresentRows, StorageError> {
-        self.scan_until(prefix, None)
-    }
-
-    /// All rows with the prefix and, where there is one, before the key `end`.
-    fn scan_until(&self, prefix: &[u8], end: Option<&[u8]>) -> Result<PresentRows, StorageError> {
         const PAGE: usize = 1000;
         let mut rows = PresentRows::new();
         loop {
             let after = rows.last().map(|(key, _)| key.clone());
             let page = self.scan_some(prefix, after.as_deref(), PAGE)?;
             let before = rows.len();
-            rows.extend(page.into_iter().take_while(|(key, _)| end.is_none_or(|end| key.as_slice() < end)));
+            rows.extend(page);
             if rows.len() < before + PAGE {
                 return Ok(rows);
             }
@@ -189,6 +200,11 @@ impl<'a> State<'a> {
         Ok(())
     }
 
+    /// A row's stored value as it is.
+    pub(super) fn raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        Ok(self.stored(key)?.map(Cow::into_owned))
+    }
+
     pub(super) fn put_raw(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.writes.insert(key, Some(value));
     }
@@ -206,12 +222,6 @@ impl<'a> State<'a> {
         parts.into_iter().for_each(|part| self.delete(part));
         self.delete(key);
         Ok(())
-    }
-
-    /// The keys of remembered requests with a base index below the floor.
-    pub(super) fn requests_below(&self, floor: u64) -> Result<Vec<Vec<u8>>, StorageError> {
-        let rows = self.scan_until(&keys::requests(), Some(&keys::requests_from(floor)))?;
-        Ok(rows.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Changes how much a repository holds; its row goes when nothing is left.

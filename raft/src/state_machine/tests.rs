@@ -10,11 +10,14 @@ use bytes::Bytes;
 use flotilla_storage::{Algorithm, Digest, PresentRows, StorageError};
 use uuid::Uuid;
 
-use super::{Reader, State, StoredSettings, apply, keys};
+use super::journal::{CHANGES, REQUESTS, envelopes};
+use super::{Reader, Requests, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
-use crate::records::{BlobRecord, Candidate, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord};
+use crate::records::{
+    BlobRecord, Candidate, Change, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord,
+};
 use crate::settings::Rules;
 use crate::wire::{self, Kind};
 
@@ -25,6 +28,7 @@ struct Memory {
     time_ms: u64,
     /// Milliseconds that passed beside those between commands.
     waited_ms: u64,
+    requests: Requests,
 }
 
 impl Reader for Memory {
@@ -45,7 +49,8 @@ impl Memory {
     fn apply(&mut self, proposals: &[Proposal]) -> Vec<Answer> {
         let members = BTreeSet::from([1, 2, 3]);
         let rules = StoredSettings::default().rules(self).expect("sound rows");
-        let mut state = State::new(self, members, self.time_ms, rules);
+        let mut requests = std::mem::take(&mut self.requests);
+        let mut state = State::new(self, members, self.time_ms, rules, &mut requests);
         let mut answers = Vec::new();
         let mut index = self.index;
         for proposal in proposals {
@@ -54,7 +59,7 @@ impl Memory {
             answers.push(apply(&mut state, proposal).expect("sound rows"));
         }
         let (time_ms, rows) = (state.time_ms(), state.into_rows());
-        (self.index, self.time_ms) = (index, time_ms);
+        (self.index, self.time_ms, self.requests) = (index, time_ms, requests);
         for (key, value) in rows {
             match value {
                 Some(value) if value.len() > 4096 => panic!("the store takes no value of {} bytes", value.len()),
@@ -338,7 +343,11 @@ fn requests_below_the_floor_are_refused_and_forgotten() {
         memory.one(command("delete-tag r none"));
     }
     assert_eq!(memory.apply(std::slice::from_ref(&old))[0].result, Err(Refusal::RequestExpired));
-    assert!(!memory.rows.contains_key(&keys::request(3, &old.request_id)));
+    let kept = memory.rows.keys().find(|key| key[0] == b'q').expect("requests");
+    assert!(
+        REQUESTS.end_of(kept).expect("a row") > memory.index - super::requests::WINDOW - 64,
+        "the first is forgotten"
+    );
 }
 
 #[test]
@@ -443,11 +452,14 @@ fn changes_are_forgotten_after_their_time_but_not_what_a_tag_is() {
         };
         memory.apply(&[proposal]).remove(0)
     };
-    for (days, line) in
-        [(0, "put r one a,b,gone -"), (0, "put r two a -"), (1, "delete-tag r gone"), (20, "put r one a -")]
-    {
+    for (days, line) in [(0, "put r one a,b,gone -"), (0, "put r two a -"), (1, "delete-tag r gone")] {
         assert!(at(&mut memory, days, line).result.is_ok());
     }
+    // Changes are forgotten with the whole block that they share.
+    while memory.index < CHANGES.span {
+        at(&mut memory, 1, "delete-tag r none");
+    }
+    let later = at(&mut memory, 20, "put r one a -").revision;
     // Forgetting goes in steps of entries.
     for number in 0..64 {
         at(&mut memory, 20, &format!("put r m{number} x -"));
@@ -457,14 +469,13 @@ fn changes_are_forgotten_after_their_time_but_not_what_a_tag_is() {
         let rows = memory.scan(&prefix, None, usize::MAX).expect("in memory");
         rows.iter().map(|(key, _)| keys::revision_of_version(key).expect("a version")).collect()
     };
-    assert_eq!(versions(&memory, "a"), [4, 2], "what it is, and what it was at the oldest revision that is kept");
+    assert_eq!(versions(&memory, "a"), [later, 2], "what it is, and what it was at the oldest revision that is kept");
     assert_eq!(versions(&memory, "b"), [1], "a tag that never moved");
     assert_eq!(versions(&memory, "gone"), [] as [u64; 0]);
-    let changes = memory.scan(&keys::changes(), None, usize::MAX).expect("in memory");
-    assert_eq!(
-        changes.first().map(|(key, _)| keys::place_of_change(key).expect("a place")),
-        Some(Place { revision: 4, number: 0 })
-    );
+    let rows = memory.scan(&CHANGES.rows(), None, usize::MAX).expect("in memory");
+    let (oldest, _): (Place, Change) =
+        wire::decode(Kind::Row, envelopes(&rows[0].1).next().expect("a change").expect("whole")).expect("sound");
+    assert_eq!(oldest.revision, later);
     assert_eq!(memory.row::<u64>(&keys::history_floor()), Some(3));
 }
 
@@ -494,6 +505,7 @@ fn the_rows_do_not_depend_on_where_chunks_begin() {
     let rows = |chunk: usize| {
         let mut memory = Memory { index: start, ..Memory::default() };
         let answers: Vec<_> = proposals.chunks(chunk).flat_map(|chunk| memory.apply(chunk)).collect();
+        assert_eq!(Requests::load(&memory).expect("sound rows"), memory.requests, "as after a restart");
         (answers, memory.rows)
     };
     let (one, many) = (rows(1), rows(256));
