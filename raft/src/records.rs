@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use bytes::Bytes;
 use flotilla_storage::Digest;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -49,9 +50,10 @@ pub struct ManifestRecord {
 }
 
 impl ManifestRecord {
-    /// What it keeps from being collected in its repository: each digest once.
+    /// The blobs that it keeps from being collected in its repository: each digest once. Children of an index are
+    /// manifests, which stay by themselves.
     pub(crate) fn named(&self) -> BTreeSet<Digest> {
-        [&self.blobs, &self.manifests, &self.either].into_iter().flatten().copied().collect()
+        [&self.blobs, &self.either].into_iter().flatten().copied().collect()
     }
 }
 
@@ -159,8 +161,8 @@ impl fmt::Display for Place {
 pub(crate) struct BlobRecord {
     /// Bytes.
     pub(crate) size: u64,
-    /// Its bytes are rows of state.
-    pub(crate) inline: bool,
+    /// Its bytes, where they live in state.
+    pub(crate) body: Option<Bytes>,
     /// Its bytes are a file on the nodes that placement names.
     pub(crate) file: bool,
     /// Repositories that hold it as a blob.

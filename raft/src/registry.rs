@@ -51,6 +51,9 @@ pub struct Holding {
     pub named_by: Vec<Digest>,
 }
 
+/// How often a row is read before it counts as damaged.
+const READS: usize = 4;
+
 /// Rows of changes that are read at a time; each holds up to some twenty.
 const CHANGE_ROWS: usize = 16;
 
@@ -69,7 +72,19 @@ impl Registry {
         Self { store }
     }
 
+    /// The parts of a long row are read one after the other, and apply may write it anew meanwhile: then it is read
+    /// again.
     fn row<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StorageError> {
+        for _ in 1..READS {
+            match self.row_once(key) {
+                Err(StorageError::Corrupt { .. }) => {}
+                read => return read,
+            }
+        }
+        self.row_once(key)
+    }
+
+    fn row_once<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StorageError> {
         let Some(stored) = self.store.get(key)? else { return Ok(None) };
         let whole = long_rows::join(key, stored, |part| self.store.get(part))?;
         wire::decode(Kind::Row, &whole).map(Some)
@@ -124,18 +139,8 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn body(&self, digest: &Digest) -> Result<Option<Bytes>, StorageError> {
-        // Part by part, by known keys: a scan would wait for a batch that is being written.
-        let mut body = Vec::new();
-        for number in 0u16.. {
-            let Some(part) = self.store.get(&keys::body_part(digest, number))? else {
-                return Ok((number > 0).then(|| body.into()));
-            };
-            body.extend_from_slice(&part);
-            if part.len() < keys::BODY_PART {
-                break;
-            }
-        }
-        Ok(Some(body.into()))
+        let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
+        Ok(record.and_then(|blob| blob.body))
     }
 
     /// A manifest that was deleted, while the history of a tag still names it.
@@ -254,13 +259,13 @@ impl Registry {
         Ok(self.store.get(&keys::repository(repository))?.is_some())
     }
 
-    /// A blob in any repository: its size, and whether its bytes are rows of state. `None` where no repository holds it.
+    /// Whether any repository holds a blob.
     ///
     /// # Errors
     /// Damaged data.
-    pub fn blob_anywhere(&self, digest: &Digest) -> Result<Option<(u64, bool)>, StorageError> {
+    pub fn blob_exists(&self, digest: &Digest) -> Result<bool, StorageError> {
         let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
-        Ok(record.filter(|blob| blob.links > 0).map(|blob| (blob.size, blob.inline)))
+        Ok(record.is_some_and(|blob| blob.links > 0))
     }
 
     /// Up to `limit` tags in byte order, those after `after` (which need not be a tag).
@@ -413,21 +418,17 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn file_blobs(&self, after: Option<&Digest>, limit: usize) -> Result<FileBlobs, StorageError> {
-        let prefix = [Keyspace::Blob.prefix()];
-        let after = after.map(keys::blob);
+        let prefix = keys::files();
+        let after = after.map(keys::file);
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        let mut blobs = Vec::new();
-        let mut last = None;
-        for (key, value) in &rows {
-            let digest =
-                Digest::from_key(&key[1..]).ok_or_else(|| StorageError::Corrupt { what: "key of a blob".into() })?;
-            let record: BlobRecord = wire::decode(Kind::Row, value)?;
-            if record.file {
-                blobs.push((digest, record.size));
-            }
-            last = Some(digest);
-        }
-        Ok(FileBlobs { blobs, next: last.filter(|_| rows.len() == limit) })
+        let blob = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            let digest = Digest::from_key(&key[prefix.len()..]);
+            let digest = digest.ok_or_else(|| StorageError::Corrupt { what: "key of a file".into() })?;
+            Ok((digest, wire::decode(Kind::Row, value)?))
+        };
+        let blobs: Vec<(Digest, u64)> = rows.iter().map(blob).collect::<Result<_, StorageError>>()?;
+        let next = blobs.last().map(|(digest, _)| *digest).filter(|_| rows.len() == limit);
+        Ok(FileBlobs { blobs, next })
     }
 
     /// The size in bytes of a digest that state keeps as a file.
@@ -435,7 +436,6 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn file_blob(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
-        let record: Option<BlobRecord> = self.row(&keys::blob(digest))?;
-        Ok(record.filter(|blob| blob.file).map(|blob| blob.size))
+        self.row(&keys::file(digest))
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Only apply reads through it, and only apply writes rows, one after the other: it never holds an old one.
 
-use flotilla_storage::{MetadataStore, PresentRows, Rows, StorageError};
+use flotilla_storage::{Keyspace, MetadataStore, PresentRows, Rows, StorageError};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -16,14 +16,14 @@ const CAPACITY_BYTES: u64 = 8 << 20;
 const ROWS: usize = 32 * 1024;
 
 /// The cache of one node's state.
-pub(crate) struct RowCache(Cache<Vec<u8>, Vec<u8>, BySize>);
+pub(crate) struct RowCache(Cache<Vec<u8>, Option<Vec<u8>>, BySize>);
 
 #[derive(Clone)]
 struct BySize;
 
-impl Weighter<Vec<u8>, Vec<u8>> for BySize {
-    fn weight(&self, key: &Vec<u8>, value: &Vec<u8>) -> u64 {
-        (key.len() + value.len()) as u64
+impl Weighter<Vec<u8>, Option<Vec<u8>>> for BySize {
+    fn weight(&self, key: &Vec<u8>, value: &Option<Vec<u8>>) -> u64 {
+        (key.len() + value.as_ref().map_or(0, Vec::len)) as u64
     }
 }
 
@@ -37,10 +37,9 @@ impl RowCache {
     /// These rows were written.
     pub(crate) fn written(&self, rows: &Rows) {
         for (key, value) in rows {
-            match value {
-                // Only what was read is kept: most rows are written once and never looked at by apply again.
-                Some(value) if self.0.peek(key).is_some() => self.0.insert(key.clone(), value.clone()),
-                _ => drop(self.0.remove(key)),
+            // Only what was read is kept: most rows are written once and never looked at by apply again.
+            if self.0.peek(key).is_some() {
+                self.0.insert(key.clone(), value.clone());
             }
         }
     }
@@ -54,12 +53,13 @@ pub(crate) struct Cached<'a> {
 
 impl Reader for Cached<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        if let Some(value) = self.cache.0.get(key) {
-            return Ok(Some(value));
+        if let Some(known) = self.cache.0.get(key) {
+            return Ok(known);
         }
         let found = self.store.get(key)?;
-        if let Some(value) = &found {
-            self.cache.0.insert(key.to_vec(), value.clone());
+        // What is not there is mostly not looked for again, but for the single rows that every command asks for.
+        if found.is_some() || key.first() == Some(&Keyspace::Meta.prefix()) {
+            self.cache.0.insert(key.to_vec(), found.clone());
         }
         Ok(found)
     }

@@ -165,8 +165,10 @@ fn rows_of_state_keep_their_form() {
     let link =
         LinkRecord { size: 5, inline: true, revision: 3, request_id: Uuid::from_u128(4), uses: 2, unused_since_ms: 6 };
     golden("row-link", Kind::Row, &link);
-    let blob = BlobRecord { size: 5, inline: true, file: false, links: 2, manifests: 1, unused_since_ms: 6 };
+    let blob =
+        BlobRecord { size: 5, body: Some("bytes".into()), file: false, links: 2, manifests: 1, unused_since_ms: 6 };
     golden("row-blob", Kind::Row, &blob);
+    golden("row-file", Kind::Row, &5_u64);
     golden("row-repository", Kind::Row, &RepositoryRecord { blobs: 3, manifests: 2 });
     let manifest = ManifestRecord {
         media_type: "application/example".into(),

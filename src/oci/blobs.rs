@@ -98,7 +98,7 @@ fn link(oci: &Oci, repository: &RepositoryName, digest: &Digest) -> Result<Optio
 fn may_be_mounted(oci: &Oci, from: Option<&RepositoryName>, digest: &Digest) -> Result<bool, OciError> {
     match from {
         Some(from) => Ok(link(oci, from, digest)?.is_some()),
-        None => Ok(oci.consensus.registry().blob_anywhere(digest)?.is_some()),
+        None => Ok(oci.consensus.registry().blob_exists(digest)?),
     }
 }
 

@@ -16,10 +16,10 @@ pub enum Keyspace {
     Manifest = b'f',
     /// Links of a repository to a digest.
     Link = b'l',
-    /// Parts of small bodies that live in state.
-    Body = b'b',
-    /// What is known of a digest across repositories.
-    Blob = b'B',
+    /// What is known of a digest across repositories, and its bytes where they live in state.
+    Blob = b'b',
+    /// Digests whose bytes are files.
+    File = b'F',
     /// Request ids already answered.
     Request = b'q',
     /// Parts of rows that are longer than one value.
@@ -48,8 +48,8 @@ impl Keyspace {
         Keyspace::Tag,
         Keyspace::Manifest,
         Keyspace::Link,
-        Keyspace::Body,
         Keyspace::Blob,
+        Keyspace::File,
         Keyspace::Request,
         Keyspace::Part,
         Keyspace::History,
@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbBqphcsugxd");
+        assert_eq!(bytes, b"mrtflbFqphcsugxd");
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn link(
     }
     let mut blob = keep_body(state, digest, size, body)?;
     let inline = matches!(body, Body::Inline(_));
-    if put_link(state, repository, digest, Origin { size, inline, request_id })? {
+    if put_link(state, repository, digest, &blob, Origin { size, inline, request_id })? {
         blob.links += 1;
     }
     garbage::put_blob(state, digest, blob, state.time_ms())?;
@@ -45,10 +45,10 @@ pub(super) fn mount(
             Some(source) => source.inline,
             None => return Ok(Err(Refusal::BlobUnknown)),
         },
-        None => blob.inline,
+        None => blob.body.is_some(),
     };
     let size = blob.size;
-    if put_link(state, repository, digest, Origin { size, inline, request_id })? {
+    if put_link(state, repository, digest, &blob, Origin { size, inline, request_id })? {
         blob.links += 1;
         state.put(keys::blob(digest), &blob)?;
     }
@@ -100,26 +100,22 @@ fn holders_remain(state: &State<'_>, body: &Body) -> bool {
     }
 }
 
-/// Stores an inline body, and notes where the digest's bytes are. The caller counts its use and puts the record.
+/// Notes where the digest's bytes are. The caller counts its use and puts the record.
 pub(super) fn keep_body(
     state: &mut State<'_>,
     digest: &Digest,
     size: u64,
     body: &Body,
 ) -> Result<BlobRecord, StorageError> {
-    let mut blob = garbage::take_blob(state, digest)?;
+    let mut blob = garbage::take_blob(state, digest)?.unwrap_or_default();
     blob.size = size;
     match body {
-        Body::File { .. } => blob.file = true,
-        Body::Inline(bytes) if !blob.inline => {
-            blob.inline = true;
-            // An empty body has one empty part: a body without parts is one that is not there.
-            let parts = if bytes.is_empty() { vec![&bytes[..]] } else { bytes.chunks(keys::BODY_PART).collect() };
-            for (number, part) in (0u16..).zip(parts) {
-                state.put_raw(keys::body_part(digest, number), part.to_vec());
-            }
+        Body::File { .. } if !blob.file => {
+            blob.file = true;
+            state.put(keys::file(digest), &size)?;
         }
-        Body::Inline(_) => {}
+        Body::Inline(bytes) if blob.body.is_none() => blob.body = Some(bytes.clone()),
+        Body::File { .. } | Body::Inline(_) => {}
     }
     Ok(blob)
 }
@@ -137,10 +133,12 @@ fn put_link(
     state: &mut State<'_>,
     repository: &RepositoryName,
     digest: &Digest,
+    blob: &BlobRecord,
     origin: Origin,
 ) -> Result<bool, StorageError> {
     let key = keys::link(repository, digest);
-    if state.exists(&key)? {
+    // A digest that no repository holds need not be looked for in this one.
+    if blob.links > 0 && state.exists(&key)? {
         // What it answers is about a link that is not there.
         let _touched = garbage::touch(state, repository, digest)?;
         return Ok(false);

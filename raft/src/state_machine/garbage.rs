@@ -31,9 +31,8 @@ pub(super) fn begin_uses(
                 state.put(key, &link)?;
             }
             None => {
-                let key = keys::uses(repository, &digest);
-                let uses: u64 = state.get(&key)?.unwrap_or(0);
-                state.put(key, &(uses + 1))?;
+                let uses = uses(state, repository, &digest)?;
+                put_uses(state, repository, &digest, uses, uses + 1)?;
             }
         }
     }
@@ -53,10 +52,10 @@ fn end_uses(state: &mut State<'_>, repository: &RepositoryName, manifest: &Manif
                 }
                 state.put(key, &link)?;
             }
-            None => match state.get::<u64>(&keys::uses(repository, &digest))?.unwrap_or(0) {
-                0 | 1 => state.delete(keys::uses(repository, &digest)),
-                uses => state.put(keys::uses(repository, &digest), &(uses - 1))?,
-            },
+            None => {
+                let uses = uses(state, repository, &digest)?;
+                put_uses(state, repository, &digest, uses, uses.saturating_sub(1))?;
+            }
         }
     }
     Ok(())
@@ -68,13 +67,41 @@ pub(super) fn link_begins(
     repository: &RepositoryName,
     digest: &Digest,
 ) -> Result<u64, StorageError> {
-    let key = keys::uses(repository, digest);
-    let uses = state.get(&key)?.unwrap_or(0);
+    let uses = uses(state, repository, digest)?;
     match uses {
         0 => queue(state, state.time_ms(), &Candidate::Link(repository.clone(), *digest)),
-        _ => state.delete(key),
+        _ => put_uses(state, repository, digest, uses, 0)?,
     }
     Ok(uses)
+}
+
+/// How many manifests of a repository name a digest that it does not link.
+fn uses(state: &State<'_>, repository: &RepositoryName, digest: &Digest) -> Result<u64, StorageError> {
+    // Mostly there is none at all, which is known without a look-up.
+    match state.get::<u64>(&keys::use_count())?.unwrap_or(0) {
+        0 => Ok(0),
+        _ => Ok(state.get(&keys::uses(repository, digest))?.unwrap_or(0)),
+    }
+}
+
+fn put_uses(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    before: u64,
+    uses: u64,
+) -> Result<(), StorageError> {
+    let key = keys::uses(repository, digest);
+    if (before == 0) != (uses == 0) {
+        let count: u64 = state.get(&keys::use_count())?.unwrap_or(0);
+        let count = if uses == 0 { count.saturating_sub(1) } else { count + 1 };
+        state.put(keys::use_count(), &count)?;
+    }
+    match uses {
+        0 => state.delete(key),
+        _ => state.put(key, &uses)?,
+    }
+    Ok(())
 }
 
 /// A repository's link to a digest goes, whether manifests name it or not.
@@ -86,7 +113,7 @@ pub(super) fn link_ends(
 ) -> Result<(), StorageError> {
     match link.uses {
         0 => state.delete(keys::candidate(link.unused_since_ms, &Candidate::Link(repository.clone(), *digest))),
-        uses => state.put(keys::uses(repository, digest), &uses)?,
+        uses => put_uses(state, repository, digest, 0, uses)?,
     }
     Ok(())
 }
@@ -122,13 +149,13 @@ pub(super) fn put_blob(
     state.put(keys::blob(digest), &blob)
 }
 
-/// What is known of a digest that is about to be held by a repository.
-pub(super) fn take_blob(state: &mut State<'_>, digest: &Digest) -> Result<BlobRecord, StorageError> {
-    let Some(blob) = state.get::<BlobRecord>(&keys::blob(digest))? else { return Ok(BlobRecord::default()) };
+/// What is known of a digest that is about to be held by a repository; `None` where none holds it yet.
+pub(super) fn take_blob(state: &mut State<'_>, digest: &Digest) -> Result<Option<BlobRecord>, StorageError> {
+    let Some(blob) = state.get::<BlobRecord>(&keys::blob(digest))? else { return Ok(None) };
     if blob.is_unused() {
         state.delete(keys::candidate(blob.unused_since_ms, &Candidate::Bytes(*digest)));
     }
-    Ok(blob)
+    Ok(Some(blob))
 }
 
 /// A manifest was deleted. What history may still be asked for stays until that is forgotten.
@@ -202,7 +229,7 @@ pub(super) fn collect(state: &mut State<'_>, orphans: &[Digest], limit: u32) -> 
         }
     }
     for digest in orphans {
-        if state.get::<BlobRecord>(&keys::blob(digest))?.is_none_or(|blob| !blob.file) {
+        if !state.exists(&keys::file(digest))? {
             collect_file(state, digest)?;
             collected.orphans += 1;
         }
@@ -225,15 +252,11 @@ fn due(
 fn collect_bytes(state: &mut State<'_>, digest: &Digest, collected: &mut Collected) -> Result<(), StorageError> {
     let key = keys::blob(digest);
     let Some(blob) = state.get::<BlobRecord>(&key)? else { return Ok(()) };
-    if blob.inline {
-        for part in 0..keys::body_parts(blob.size) {
-            state.delete(keys::body_part(digest, part));
-        }
-    }
     if blob.file {
+        state.delete(keys::file(digest));
         collect_file(state, digest)?;
     }
-    state.delete(key);
+    state.delete_long(key)?;
     collected.blobs += 1;
     collected.bytes += blob.size;
     Ok(())
@@ -263,13 +286,16 @@ pub(super) fn promise_expired(state: &State<'_>, digest: &Digest, body: &Body) -
 
 /// Forgets digests that were collected below the floor of requests: promises from there are void anyway.
 pub(super) fn forget_collected(state: &mut State<'_>, floor: u64) -> Result<(), StorageError> {
-    for (key, _) in state.scan_some(&keys::collections(), None, FORGET_MAX)? {
+    let mut last = None;
+    for _ in 0..FORGET_MAX {
+        let Some((key, _)) = state.first_after(&keys::collections(), last.as_deref())? else { break };
         let (index, digest) = keys::parse_collected_at(&key)?;
         if index >= floor {
             break;
         }
-        state.delete(key);
         state.delete(keys::collected(&digest));
+        state.delete(key.clone());
+        last = Some(key);
     }
     Ok(())
 }

@@ -66,8 +66,9 @@ pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
         return Ok(());
     }
     let Some(limit) = state.time_ms().checked_sub(state.rules().history_ms()) else { return Ok(()) };
-    let mut floor = None;
-    for (key, row) in state.scan_some(&CHANGES.rows(), None, FORGET_MAX)? {
+    let (mut floor, mut last) = (None, None);
+    for _ in 0..FORGET_MAX {
+        let Some((key, row)) = state.first_after(&CHANGES.rows(), last.as_deref())? else { break };
         let changes: Result<Vec<(Place, Change)>, _> =
             envelopes(&row).map(|envelope| wire::decode(Kind::Row, envelope?)).collect();
         let changes = changes?;
@@ -80,7 +81,8 @@ pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
             }
             floor = Some(revision);
         }
-        state.delete(key);
+        state.delete(key.clone());
+        last = Some(key);
     }
     match floor {
         Some(floor) => state.put(keys::history_floor(), &floor),

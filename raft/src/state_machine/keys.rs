@@ -7,20 +7,8 @@ use flotilla_storage::{Digest, Keyspace, StorageError};
 use crate::names::{RepositoryName, Tag};
 use crate::records::Candidate;
 
-/// The largest part of a body in one row, in bytes: sled moves larger values into files that it never syncs.
-pub(crate) const BODY_PART: usize = 4000;
-
-/// The largest value, or part of one, in bytes, for the same reason.
+/// The largest value, or part of one, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const ROW_PART: usize = 4000;
-
-/// The most rows that one body takes.
-#[cfg(test)]
-pub(crate) const BODY_PARTS_MAX: usize = crate::command::INLINE_BODY_MAX as usize / BODY_PART + 1;
-
-/// How many rows a body of this many bytes takes: one for an empty one too.
-pub(crate) fn body_parts(size: u64) -> u16 {
-    u16::try_from(size.div_ceil(BODY_PART as u64).max(1)).unwrap_or(u16::MAX)
-}
 
 fn key(space: Keyspace, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -82,6 +70,11 @@ pub(crate) fn manifests(repository: &RepositoryName) -> Vec<u8> {
 
 pub(crate) fn link(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
     key(Keyspace::Link, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
+/// The row of the number of all [`uses`].
+pub(crate) fn use_count() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"uses"])
 }
 
 pub(crate) fn uses(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
@@ -165,14 +158,14 @@ pub(crate) fn blob(digest: &Digest) -> Vec<u8> {
     key(Keyspace::Blob, &[&digest.to_key()])
 }
 
-/// The prefix of a body's parts.
-#[cfg(test)]
-pub(crate) fn body(digest: &Digest) -> Vec<u8> {
-    key(Keyspace::Body, &[&digest.to_key()])
+/// The row of a digest's file.
+pub(crate) fn file(digest: &Digest) -> Vec<u8> {
+    key(Keyspace::File, &[&digest.to_key()])
 }
 
-pub(crate) fn body_part(digest: &Digest, part: u16) -> Vec<u8> {
-    key(Keyspace::Body, &[&digest.to_key(), &part.to_be_bytes()])
+/// The prefix of all of [`file`].
+pub(crate) fn files() -> Vec<u8> {
+    key(Keyspace::File, &[])
 }
 
 /// The prefix of a tag's versions.

@@ -30,7 +30,8 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     let key = keys::manifest(&put.repository, &put.digest);
     // What a digest names never changes, not even its media type: a look-up by digest trusts what it finds. Whoever
     // pushed under a wrong type deletes the manifest first.
-    let is_new = !state.exists(&key)?;
+    // A digest that is no manifest of any repository need not be looked for in this one.
+    let is_new = blob.manifests == 0 || !state.exists(&key)?;
     if is_new {
         blob.manifests += 1;
     }

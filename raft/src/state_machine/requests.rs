@@ -18,7 +18,10 @@ pub(super) const WINDOW: u64 = 1 << 16;
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
 const STEP: u64 = 64;
 
-/// The most rows that one step forgets, and that one look reads.
+/// The most rows that one step forgets; usually it is one or two.
+const FORGET_MAX: usize = 32;
+
+/// Rows that are read at a time.
 const ROWS: usize = 256;
 
 /// Which requests the rows remember, and the floor below which none is. In memory, since almost every look-up finds
@@ -93,7 +96,9 @@ pub(super) fn remember(state: &mut State<'_>, proposal: &Proposal, answer: &Answ
 
 /// A request that came with a base index from the floor on was applied at one from the floor on.
 fn forget(state: &mut State<'_>, floor: u64) -> Result<(), StorageError> {
-    for (key, row) in state.scan_some(&REQUESTS.rows(), None, ROWS)? {
+    let mut last = None;
+    for _ in 0..FORGET_MAX {
+        let Some((key, row)) = state.first_after(&REQUESTS.rows(), last.as_deref())? else { break };
         if REQUESTS.end_of(&key)? > floor {
             break;
         }
@@ -101,7 +106,8 @@ fn forget(state: &mut State<'_>, floor: u64) -> Result<(), StorageError> {
             let (id, _): (Uuid, Answer) = wire::decode(Kind::Row, envelope?)?;
             state.requests_mut().applied.remove(&id);
         }
-        state.delete(key);
+        state.delete(key.clone());
+        last = Some(key);
     }
     garbage::forget_collected(state, floor)?;
     state.requests_mut().floor = floor;

@@ -25,6 +25,9 @@ pub(crate) trait Reader {
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<PresentRows, StorageError>;
 }
 
+/// A key and its stored value.
+pub(super) type Row = (Vec<u8>, Vec<u8>);
+
 /// Stored rows, and what the commands of one chunk have written over them.
 pub(crate) struct State<'a> {
     reader: &'a dyn Reader,
@@ -192,6 +195,12 @@ impl<'a> State<'a> {
             }
             after = end;
         }
+    }
+
+    /// The first row with the prefix after the key `after`. What is forgotten in order is read by this, one by one:
+    /// mostly the first row is too young, and rows that nobody looked at for long come from the disk.
+    pub(super) fn first_after(&self, prefix: &[u8], after: Option<&[u8]>) -> Result<Option<Row>, StorageError> {
+        Ok(self.scan_some(prefix, after, 1)?.pop())
     }
 
     pub(super) fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) -> Result<(), StorageError> {
