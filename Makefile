@@ -4,7 +4,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check tools setup fix chaos bench image clean
+.PHONY: help dev test check tools setup fix conformance fuzz chaos bench image clean
 # One cargo at a time: they share a target folder, and tests start real clusters.
 .NOTPARALLEL:
 
@@ -34,6 +34,18 @@ fix: ## Formats, and lets clippy repair what it can
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
+
+conformance: tools ## The official conformance program: on one node, over three, and while the leader is killed
+	cargo build --workspace --locked
+	cargo test --locked --test it conformance -- --include-ignored --nocapture
+
+FUZZ_SECONDS ?= 600
+
+fuzz: ## Every parser, FUZZ_SECONDS each (600); needs a nightly compiler and cargo-fuzz
+	@for target in path names ranges manifest settings envelope; do \
+		mkdir -p fuzz/corpus/$$target && cp -n fuzz/seeds/$$target/* fuzz/corpus/$$target/ 2>/dev/null; \
+		cargo +nightly fuzz run --target-dir $(TARGET_DIR)/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 || exit 1; \
+	done
 
 CHAOS := cargo run --release --locked --package chaos-tests --
 

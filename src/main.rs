@@ -1,15 +1,5 @@
-//! Flotilla, a highly available OCI registry: the node and its command line in one binary.
-
-mod cli;
-mod cluster;
-mod config;
-mod http;
-mod identity;
-mod memory;
-mod node;
-mod oci;
-mod replication;
-mod request_id;
+//! The program; everything is in the library beside it, where fuzz targets reach it too.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
@@ -18,10 +8,5 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // One provider of cryptography for the whole process, chosen before anything can open a connection.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        eprintln!("flotilla: another cryptography provider is installed already");
-        return ExitCode::FAILURE;
-    }
-    cli::run()
+    flotilla::run()
 }

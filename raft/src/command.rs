@@ -113,6 +113,14 @@ pub enum Command {
         /// The most candidates to look at.
         limit: u32,
     },
+    /// Removes those of the manifests that have had no tag for the time of the settings, are no child of an index, and
+    /// whose subject is not there.
+    CollectUntagged {
+        /// The repository.
+        repository: RepositoryName,
+        /// The manifests.
+        digests: Vec<Digest>,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -154,6 +162,7 @@ impl Command {
             Self::PutSettings { .. } => "put-settings",
             Self::TouchBlob { .. } => "touch-blob",
             Self::Collect { .. } => "collect",
+            Self::CollectUntagged { .. } => "collect-untagged",
         }
     }
 
@@ -246,6 +255,8 @@ pub enum Outcome {
 pub struct Collected {
     /// Deleted manifests that history needs no more.
     pub manifests: u64,
+    /// Manifests that had no tag for too long.
+    pub untagged: u64,
     /// Blobs of repositories.
     pub links: u64,
     /// Digests whose bytes go, on every node.

@@ -47,6 +47,8 @@ pub struct ManifestRecord {
     pub artifact_type: Option<String>,
     /// Whether a tag ever pointed at it: then the history of tags may name it after its deletion.
     pub tagged: bool,
+    /// When it came, or lost a tag while such manifests are collected, in milliseconds since the Unix epoch.
+    pub untagged_since_ms: u64,
 }
 
 impl ManifestRecord {
@@ -186,6 +188,8 @@ pub struct FormerManifest {
     pub record: ManifestRecord,
     /// When it was deleted, by the leader's clock, in milliseconds since the Unix epoch.
     pub deleted_ms: u64,
+    /// The log index at which it was deleted.
+    pub deleted_at: u64,
 }
 
 /// Something that may be garbage. Whether it is, its own row says: one that was used again stays in the queue until
@@ -194,6 +198,8 @@ pub struct FormerManifest {
 pub enum Candidate {
     /// A deleted manifest that history still needs.
     Former(RepositoryName, Digest),
+    /// That a repository was there until this revision, which history still needs.
+    Existence(RepositoryName, u64),
     /// A blob of a repository that no manifest names.
     Link(RepositoryName, Digest),
     /// Bytes that no repository holds.
@@ -216,4 +222,6 @@ pub struct SettingsRecord {
     pub document: String,
     /// The log index at which it was put.
     pub revision: u64,
+    /// When it was put, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
 }

@@ -1,6 +1,8 @@
 //! What a node knows of the registry: reads of the applied state, local and fast. Whether that is fresh enough is
 //! the caller's question to [`crate::Consensus::read_barrier`].
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
 use uuid::Uuid;
@@ -156,13 +158,14 @@ impl Registry {
     }
 
     /// Up to `limit` things that nothing uses, each with the time since when, in milliseconds since the Unix epoch:
-    /// deleted manifests that history holds, then blobs of repositories, then bytes, the oldest of each first.
+    /// deleted manifests and repositories that history holds, then blobs of repositories, then bytes, the oldest of each
+    /// first.
     ///
     /// # Errors
     /// Damaged data.
     pub fn garbage(&self, limit: usize) -> Result<Vec<(u64, Candidate)>, StorageError> {
         let mut found = Vec::new();
-        for queue in [keys::Queue::Former, keys::Queue::Link, keys::Queue::Bytes] {
+        for queue in [keys::Queue::Former, keys::Queue::Existence, keys::Queue::Link, keys::Queue::Bytes] {
             let rows = self.store.scan(&keys::garbage(queue), None, limit - found.len())?;
             for (key, _) in rows {
                 found.push(keys::parse_candidate(&key)?);
@@ -171,13 +174,75 @@ impl Registry {
         Ok(found)
     }
 
+    /// The manifests of a repository that a collection of manifests without a tag may remove by the clock `now_ms`. Walks
+    /// the repository.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn untagged(
+        &self,
+        repository: &RepositoryName,
+        rules: &Rules,
+        now_ms: u64,
+    ) -> Result<Vec<Digest>, StorageError> {
+        let mut tagged = BTreeSet::new();
+        self.each_row(&keys::tags(repository), |_, value| {
+            tagged.insert(wire::decode::<TagRecord>(Kind::Row, value)?.digest);
+            Ok(())
+        })?;
+        let prefix = keys::manifests(repository);
+        let mut found = Vec::new();
+        self.each_row(&prefix, |key, value| {
+            let digest = Digest::from_key(&key[prefix.len()..]);
+            let digest = digest.ok_or_else(|| StorageError::Corrupt { what: "key of a manifest".into() })?;
+            if tagged.contains(&digest) || self.store.get(&keys::child(repository, &digest))?.is_some() {
+                return Ok(());
+            }
+            let whole = long_rows::join(key, value.to_vec(), |part| self.store.get(part))?;
+            let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
+            let is_due = rules.untagged_due_ms(repository, record.untagged_since_ms).is_some_and(|due| due <= now_ms);
+            let lives_with_subject = match &record.subject {
+                Some(subject) => self.store.get(&keys::manifest(repository, subject))?.is_some(),
+                None => false,
+            };
+            if is_due && !lives_with_subject {
+                found.push(digest);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn each_row(
+        &self,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let rows = self.store.scan(prefix, after.as_deref(), WALK_PAGE)?;
+            for (key, value) in &rows {
+                visit(key, value)?;
+            }
+            after = rows.last().map(|(key, _)| key.clone());
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Whether a collection now would find anything, by the clock `now_ms`.
     ///
     /// # Errors
     /// Damaged data.
     pub fn garbage_due(&self, rules: &Rules, now_ms: u64) -> Result<bool, StorageError> {
         let (kept, grace) = (rules.history_ms(), rules.garbage_grace_ms());
-        for (queue, age_ms) in [(keys::Queue::Former, kept), (keys::Queue::Link, grace), (keys::Queue::Bytes, grace)] {
+        for (queue, age_ms) in [
+            (keys::Queue::Former, kept),
+            (keys::Queue::Existence, kept),
+            (keys::Queue::Link, grace),
+            (keys::Queue::Bytes, grace),
+        ] {
             if let Some((key, _)) = self.store.scan(&keys::garbage(queue), None, 1)?.first()
                 && keys::parse_candidate(key)?.0.saturating_add(age_ms) <= now_ms
             {
@@ -232,23 +297,20 @@ impl Registry {
     /// Up to `limit` manifests of the repository that name a digest.
     fn naming(&self, repository: &RepositoryName, digest: &Digest, limit: usize) -> Result<Vec<Digest>, StorageError> {
         let prefix = keys::manifests(repository);
-        let (mut naming, mut after) = (Vec::new(), None);
-        loop {
-            let rows = self.store.scan(&prefix, after.as_deref(), WALK_PAGE)?;
-            for (key, stored) in &rows {
-                let whole = long_rows::join(key, stored.clone(), |part| self.store.get(part))?;
-                let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
-                if record.named().contains(digest) {
-                    let manifest = Digest::from_key(&key[prefix.len()..]);
-                    naming.push(manifest.ok_or_else(|| StorageError::Corrupt { what: "key of a manifest".into() })?);
-                }
+        let mut naming = Vec::new();
+        self.each_row(&prefix, |key, value| {
+            if naming.len() == limit {
+                return Ok(());
             }
-            naming.truncate(limit);
-            after = rows.last().map(|(key, _)| key.clone());
-            if after.is_none() || naming.len() == limit {
-                return Ok(naming);
+            let whole = long_rows::join(key, value.to_vec(), |part| self.store.get(part))?;
+            let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
+            if record.named().contains(digest) {
+                let manifest = Digest::from_key(&key[prefix.len()..]);
+                naming.push(manifest.ok_or_else(|| StorageError::Corrupt { what: "key of a manifest".into() })?);
             }
-        }
+            Ok(())
+        })?;
+        Ok(naming)
     }
 
     /// Whether a repository of this name holds anything.
@@ -337,7 +399,7 @@ impl Registry {
         while tags.len() < limit
             && let Some((key, _)) = self.store.scan(&prefix, after.as_deref(), 1)?.into_iter().next()
         {
-            let tag = keys::tag_of_version(&key, prefix.len())?;
+            let tag = keys::name_of_version::<Tag>(&key, prefix.len())?;
             after = Some(keys::after_versions(&prefix, tag.as_str()));
             if self.tag_at(repository, &tag, revision)?.is_some() {
                 tags.push(tag);
@@ -411,6 +473,35 @@ impl Registry {
         let after = after.map(|name| [&prefix, name.as_bytes()].concat());
         let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
         rows.iter().map(|(key, _)| keys::text_after(key, prefix.len())).collect()
+    }
+
+    /// Up to `limit` repositories that held something at a revision, in byte order, those after `after`; see
+    /// [`Registry::tag_at`].
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn repositories_at(
+        &self,
+        revision: u64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RepositoryName>, StorageError> {
+        let prefix = keys::existences();
+        let mut repositories = Vec::new();
+        let mut after = after.map(|name| keys::after_versions(&prefix, name));
+        while repositories.len() < limit
+            && let Some((key, _)) = self.store.scan(&prefix, after.as_deref(), 1)?.pop()
+        {
+            let name: RepositoryName = keys::name_of_version(&key, prefix.len())?;
+            after = Some(keys::after_versions(&prefix, name.as_str()));
+            // From the one of this revision on: the first is the newest that is not newer.
+            let from = keys::existence(&name, revision.saturating_add(1));
+            let then = self.store.scan(&from[..from.len() - size_of::<u64>()], Some(&from), 1)?.pop();
+            if then.map_or(Ok(false), |(_, is_there)| wire::decode(Kind::Row, &is_there))? {
+                repositories.push(name);
+            }
+        }
+        Ok(repositories)
     }
 
     /// Up to `limit` digests that state keeps as files, with their sizes in bytes, those after `after` in key order.

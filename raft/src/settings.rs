@@ -33,6 +33,9 @@ pub struct Settings {
     pub immutable_tags: Vec<ImmutableTags>,
     /// Which manifests may name content that their repository does not hold; the first rule that matches counts.
     pub missing_content: Vec<MissingContentRule>,
+    /// Which manifests go by themselves when no tag points at them; the first rule that matches counts. Without one they
+    /// stay.
+    pub collect_untagged: Vec<CollectUntagged>,
     /// How long changes and former versions of tags are kept, with the manifests that they name, in seconds.
     pub history_seconds: u64,
     /// How long nothing must have named or touched a blob for it to be garbage, in seconds. A push has that long
@@ -45,6 +48,7 @@ impl Default for Settings {
         Self {
             immutable_tags: Vec::new(),
             missing_content: Vec::new(),
+            collect_untagged: Vec::new(),
             history_seconds: HISTORY_SECONDS,
             garbage_grace_seconds: GARBAGE_GRACE_SECONDS,
         }
@@ -61,6 +65,16 @@ pub struct ImmutableTags {
     pub repositories: String,
     /// The tags.
     pub tags: String,
+}
+
+/// One rule about manifests without a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectUntagged {
+    /// The repositories, as a glob.
+    pub repositories: String,
+    /// How long a manifest must have had no tag, and the settings been in force, in seconds.
+    pub after_seconds: u64,
 }
 
 /// One rule about manifests that name content which is not there.
@@ -96,8 +110,10 @@ pub struct InvalidSettings(String);
 pub struct Rules {
     immutable_tags: Vec<(String, GlobMatcher, GlobMatcher)>,
     missing_content: Vec<(GlobMatcher, MissingContent)>,
+    collect_untagged: Vec<(GlobMatcher, u64)>,
     history_ms: u64,
     garbage_grace_ms: u64,
+    since_ms: u64,
 }
 
 impl Default for Rules {
@@ -105,8 +121,10 @@ impl Default for Rules {
         Self {
             immutable_tags: Vec::new(),
             missing_content: Vec::new(),
+            collect_untagged: Vec::new(),
             history_ms: HISTORY_SECONDS * 1000,
             garbage_grace_ms: GARBAGE_GRACE_SECONDS * 1000,
+            since_ms: 0,
         }
     }
 }
@@ -124,9 +142,11 @@ impl Rules {
         }
         let settings: Settings =
             serde_json::from_str(document).map_err(|error| InvalidSettings(format!("not valid: {error}")))?;
-        for (rules, name) in
-            [(settings.immutable_tags.len(), "immutable_tags"), (settings.missing_content.len(), "missing_content")]
-        {
+        for (rules, name) in [
+            (settings.immutable_tags.len(), "immutable_tags"),
+            (settings.missing_content.len(), "missing_content"),
+            (settings.collect_untagged.len(), "collect_untagged"),
+        ] {
             if rules > RULES_MAX {
                 return Err(InvalidSettings(format!("{name}: more than {RULES_MAX} rules")));
             }
@@ -158,7 +178,33 @@ impl Rules {
                 .map_err(|error| refused(format_args!("missing_content[{number}].repositories"), &error))?;
             compiled.missing_content.push((repositories, rule.mode));
         }
+        for (number, rule) in settings.collect_untagged.into_iter().enumerate() {
+            let place = format!("collect_untagged[{number}]");
+            let repositories =
+                glob(&rule.repositories).map_err(|error| refused(format_args!("{place}.repositories"), &error))?;
+            if !(1..=SECONDS_MAX).contains(&rule.after_seconds) {
+                return Err(InvalidSettings(format!("{place}.after_seconds: must be 1 to {SECONDS_MAX}")));
+            }
+            compiled.collect_untagged.push((repositories, rule.after_seconds * 1000));
+        }
         Ok(compiled)
+    }
+
+    /// These rules were put at this time, in milliseconds since the Unix epoch.
+    pub(crate) fn in_force_since(self, since_ms: u64) -> Self {
+        Self { since_ms, ..self }
+    }
+
+    /// Whether manifests of any repository go by themselves when they have no tag.
+    pub fn collects_untagged(&self) -> bool {
+        !self.collect_untagged.is_empty()
+    }
+
+    /// The time, in milliseconds since the Unix epoch, at which a manifest of a repository goes that had no tag since
+    /// `since_ms`; `None` where such manifests stay.
+    pub fn untagged_due_ms(&self, repository: &RepositoryName, since_ms: u64) -> Option<u64> {
+        let found = self.collect_untagged.iter().find(|(repositories, _)| repositories.is_match(repository.as_str()));
+        found.map(|(_, age_ms)| since_ms.max(self.since_ms).saturating_add(*age_ms))
     }
 
     /// How long changes, former versions of tags and the manifests that they name are kept, in milliseconds.

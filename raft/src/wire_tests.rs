@@ -126,7 +126,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         ),
         ("delete-manifest", Command::DeleteManifest { repository: repository.clone(), digest: digest("m") }),
         ("unlink", Command::UnlinkBlob { repository: repository.clone(), digest: digest("a") }),
-        ("touch", Command::TouchBlob { repository, digest: digest("a") }),
+        ("touch", Command::TouchBlob { repository: repository.clone(), digest: digest("a") }),
+        ("collect-untagged", Command::CollectUntagged { repository, digests: vec![digest("m")] }),
         ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
     ]
 }
@@ -181,9 +182,10 @@ fn rows_of_state_keep_their_form() {
         subject: Some(digest("subject")),
         artifact_type: Some("application/example".into()),
         tagged: true,
+        untagged_since_ms: 7,
     };
     golden("row-manifest", Kind::Row, &manifest);
-    golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6 });
+    golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6, deleted_at: 5 });
     let answer = Answer { revision: 4, result: Ok(Outcome::Mounted { size: 5 }) };
     golden("row-request", Kind::Row, &(Uuid::from_u128(4), answer));
     golden("row-version", Kind::Row, &TagVersion { digest: Some(digest("m")), time_ms: 5, actor: "alice".into() });

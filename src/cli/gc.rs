@@ -82,7 +82,7 @@ struct Planned {
 struct Candidate {
     kind: String,
     repository: Option<String>,
-    digest: String,
+    digest: Option<String>,
     unused_since: String,
     due_at: String,
     due: bool,
@@ -101,7 +101,13 @@ impl Plan {
         table.set_header(["kind", "repository", "digest", "unused since", "goes"]);
         for one in candidates.into_iter().filter(|one| one.due || !self.due) {
             let goes = if one.due { "now".to_owned() } else { one.due_at };
-            table.add_row([one.kind, one.repository.unwrap_or_default(), one.digest, one.unused_since, goes]);
+            table.add_row([
+                one.kind,
+                one.repository.unwrap_or_default(),
+                one.digest.unwrap_or_default(),
+                one.unused_since,
+                goes,
+            ]);
         }
         match table.is_empty() {
             true => super::say("nothing"),
@@ -118,6 +124,7 @@ impl Plan {
 struct Ran {
     revision: u64,
     manifests: u64,
+    untagged: u64,
     links: u64,
     blobs: u64,
     bytes: u64,
@@ -135,8 +142,9 @@ impl Run {
         }
         let ran: Ran = serde_json::from_value(answer)?;
         super::say(format_args!(
-            "at revision {}: {} blobs left their repositories, {} former manifests were forgotten; {} digests with {} and {} files without a name are being removed from every node",
+            "at revision {}: {} manifests without a tag were deleted, {} blobs left their repositories, {} former manifests were forgotten; {} digests with {} and {} files without a name are being removed from every node",
             ran.revision,
+            ran.untagged,
             ran.links,
             ran.manifests,
             ran.blobs,

@@ -4,24 +4,21 @@ use actix_web::{HttpRequest, HttpResponse};
 use flotilla_raft::Registry;
 use serde_json::json;
 
-use super::Oci;
-use super::error::{Code, OciError};
-use super::extract::query;
+use super::error::OciError;
 use super::tags::Page;
+use super::{Oci, past};
 
-/// `GET /v2/_catalog`
+/// `GET /v2/_catalog`; `?revision=` reads it as it was then.
 pub(crate) async fn list(oci: &Oci, request: &HttpRequest) -> Result<HttpResponse, OciError> {
-    let look = |registry: &Registry, after: Option<&str>, limit: usize| {
-        Ok(Some(registry.repositories(after, limit)?.into_iter().map(String::from).collect()))
+    let past = past::revision(oci, request).await?;
+    let look = move |registry: &Registry, after: Option<&str>, limit: usize| {
+        let repositories = match past {
+            Some(revision) => registry.repositories_at(revision, after, limit)?,
+            None => registry.repositories(after, limit)?,
+        };
+        Ok(Some(repositories.into_iter().map(String::from).collect()))
     };
-    // Passed over, it would look like an answer about the past.
-    if query(request, "revision").is_some() {
-        return Err(OciError::bad_request(
-            Code::Unsupported,
-            "the catalog cannot be read at a revision, a repository's tags can",
-        ));
-    }
-    let page = Page::of(request)?;
+    let page = Page::of(request)?.at(past);
     page.answer(oci, "/v2/_catalog", look, OciError::internal, |repositories| json!({ "repositories": repositories }))
         .await
 }

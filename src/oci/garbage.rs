@@ -30,7 +30,7 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
     responses((
         status = 200,
         body = Object,
-        description = "`candidates`: `kind` (`manifest`, `blob`, `bytes`), `repository`, `digest`, `unused_since`, `due_at`, `due`; `more`: whether there are others",
+        description = "`candidates`: `kind` (`manifest`, `repository`, `blob`, `bytes`), `repository`, `digest`, `unused_since`, `due_at`, `due`; `more`: whether there are others",
     ))
 )]
 #[get("/api/v1/gc/plan")]
@@ -61,15 +61,16 @@ async fn plan(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse,
 
 fn shown(rules: &Rules, now_ms: u64, since_ms: u64, candidate: &Candidate) -> Value {
     let (kind, repository, digest, age_ms) = match candidate {
-        Candidate::Former(repository, digest) => ("manifest", Some(repository), digest, rules.history_ms()),
-        Candidate::Link(repository, digest) => ("blob", Some(repository), digest, rules.garbage_grace_ms()),
-        Candidate::Bytes(digest) => ("bytes", None, digest, rules.garbage_grace_ms()),
+        Candidate::Former(repository, digest) => ("manifest", Some(repository), Some(digest), rules.history_ms()),
+        Candidate::Existence(repository, _) => ("repository", Some(repository), None, rules.history_ms()),
+        Candidate::Link(repository, digest) => ("blob", Some(repository), Some(digest), rules.garbage_grace_ms()),
+        Candidate::Bytes(digest) => ("bytes", None, Some(digest), rules.garbage_grace_ms()),
     };
     let due_ms = since_ms.saturating_add(age_ms);
     json!({
         "kind": kind,
         "repository": repository,
-        "digest": digest.to_string(),
+        "digest": digest.map(ToString::to_string),
         "unused_since": rfc3339(since_ms),
         "due_at": rfc3339(due_ms),
         "due": due_ms <= now_ms,
@@ -81,7 +82,7 @@ fn shown(rules: &Rules, now_ms: u64, since_ms: u64, candidate: &Candidate) -> Va
     (
         status = 200,
         body = Object,
-        description = "What is gone: `manifests` that history needed no more, `links` of repositories, `blobs` and their `bytes`, `orphans` (files without a name)",
+        description = "What is gone: `manifests` that history needed no more, `untagged` manifests, `links` of repositories, `blobs` and their `bytes`, `orphans` (files without a name)",
     ),
     (status = 503, body = Object, description = "No majority answers"),
 ))]
@@ -95,6 +96,7 @@ async fn run(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
     Ok(answer.json(json!({
         "revision": revision,
         "manifests": collected.manifests,
+        "untagged": collected.untagged,
         "links": collected.links,
         "blobs": collected.blobs,
         "bytes": collected.bytes,

@@ -25,7 +25,7 @@ const FOREIGN_LAYERS: [&str; 2] =
     ["application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable."];
 
 /// The most descriptors that one manifest may have: each becomes part of a command in the log.
-const DESCRIPTORS_MAX: usize = 10_000;
+pub(super) const DESCRIPTORS_MAX: usize = 10_000;
 
 /// The longest media type in bytes.
 const MEDIA_TYPE_MAX: usize = 255;

@@ -11,6 +11,8 @@ pub(crate) mod garbage;
 mod manifest_document;
 mod manifests;
 mod past;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod properties;
 mod referrers;
 pub(crate) mod settings;
 mod tags;

@@ -59,7 +59,7 @@ impl Page {
     }
 
     /// The same page of the list as it was at a revision, where one is given.
-    fn at(self, past: Option<u64>) -> Self {
+    pub(super) fn at(self, past: Option<u64>) -> Self {
         Self { past, ..self }
     }
 

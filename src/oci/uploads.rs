@@ -22,6 +22,12 @@ use content_range::ChunkRange;
 /// The session's id, for clients that do not take it from the `Location`.
 const DOCKER_UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
+/// First byte and length of a `Content-Range`, for `super::properties`.
+#[cfg(any(fuzzing, test))]
+pub(super) fn parse_content_range(text: &str) -> Option<(u64, u64)> {
+    ChunkRange::parse(text).map(|range| (range.first(), range.length()))
+}
+
 /// Mounts what other nodes pass on. The app's data must hold the [`Replication`].
 pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
     services.service(web::resource("/peer/v1/uploads/{repository:.+}/{upload}").to(forwarded));

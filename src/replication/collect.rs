@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use flotilla_raft::{AppliedBlob, Collected, Command, Outcome, ProposeError};
+use flotilla_raft::{AppliedBlob, Collected, Command, Outcome, ProposeError, RepositoryName};
 use flotilla_storage::{Digest, StorageError};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -21,6 +21,9 @@ const WALK_EVERY: Duration = Duration::from_secs(600);
 
 /// What one entry of the log collects at most: other entries wait while it is applied.
 const ONE_ENTRY: usize = 200;
+
+/// Repositories that are looked through between two pauses.
+const WALKED_AT_ONCE: usize = 100;
 
 /// The most files without a name that one walk proposes; the next one finds the others.
 const ORPHANS_MAX: usize = 10_000;
@@ -54,9 +57,47 @@ impl Replication {
             })
         });
         let (own, others) = futures::join!(self.collect_orphans(), futures::future::join_all(asked));
+        let untagged = self.collect_untagged().await?;
         let (mut collected, revision) = self.collect_due().await?;
+        collected.untagged += untagged;
         collected.orphans += own? + others.into_iter().sum::<u64>();
         Ok((collected, revision))
+    }
+
+    /// Proposes the manifests that had no tag for too long, where rules say that such go; says how many went.
+    async fn collect_untagged(&self) -> Result<u64, CollectError> {
+        if !self.consensus().rules().collects_untagged() {
+            return Ok(0);
+        }
+        let (mut count, mut after) = (0, None::<RepositoryName>);
+        loop {
+            let (consensus, last) = (self.consensus().clone(), after.clone());
+            let page = blocking(move || {
+                let (rules, now_ms) = (consensus.rules(), consensus.now_ms());
+                let registry = consensus.registry();
+                let page = registry.repositories(last.as_ref().map(RepositoryName::as_str), WALKED_AT_ONCE)?;
+                let found = page.into_iter().map(|repository| {
+                    let untagged = match rules.untagged_due_ms(&repository, 0) {
+                        Some(_) => registry.untagged(&repository, &rules, now_ms)?,
+                        None => Vec::new(),
+                    };
+                    Ok((repository, untagged))
+                });
+                found.collect::<Result<Vec<_>, StorageError>>()
+            });
+            let page = page.await??;
+            after = page.last().map(|(repository, _)| repository.clone());
+            for (repository, untagged) in page {
+                for some in untagged.chunks(ONE_ENTRY) {
+                    let (repository, digests) = (repository.clone(), some.to_vec());
+                    let (collected, _) = self.propose(Command::CollectUntagged { repository, digests }).await?;
+                    count += collected.untagged;
+                }
+            }
+            if after.is_none() {
+                return Ok(count);
+            }
+        }
     }
 
     async fn collect_due(&self) -> Result<(Collected, u64), ProposeError> {
@@ -76,7 +117,11 @@ impl Replication {
     async fn propose_collection(&self, orphans: Vec<Digest>) -> Result<(Collected, u64), ProposeError> {
         // What only names files collects nothing that is due, so that each counts its own.
         let limit = if orphans.is_empty() { ONE_ENTRY as u32 } else { 0 };
-        let answer = self.consensus().propose(Uuid::new_v4(), Command::Collect { orphans, limit }).await?;
+        self.propose(Command::Collect { orphans, limit }).await
+    }
+
+    async fn propose(&self, command: Command) -> Result<(Collected, u64), ProposeError> {
+        let answer = self.consensus().propose(Uuid::new_v4(), command).await?;
         match answer.result {
             Ok(Outcome::Collected(collected)) => Ok((collected, answer.revision)),
             // Only a request that waited for too long is refused: it may have been applied.
@@ -145,6 +190,12 @@ impl Replication {
                     tracing::info!(?collected, "collected what nothing uses");
                 }
                 if next_walk <= Instant::now() && self.quorum_reachable() {
+                    if self.may_collect() {
+                        let untagged = self.collect_untagged().await?;
+                        if untagged > 0 {
+                            tracing::info!(untagged, "collected manifests without a tag");
+                        }
+                    }
                     let orphans = self.collect_orphans().await?;
                     next_walk = Instant::now() + WALK_EVERY;
                     if orphans > 0 {
@@ -159,15 +210,21 @@ impl Replication {
         }
     }
 
-    async fn is_something_due(&self) -> Result<bool, StorageError> {
-        let consensus = self.consensus().clone();
-        if consensus.leader() != Some(consensus.node_id()) {
-            return Ok(false);
-        }
-        if !consensus.clock_agrees() {
+    /// Whether it is for this node to say what is due: it leads, and its clock is near the others'.
+    fn may_collect(&self) -> bool {
+        let leads = self.consensus().leader() == Some(self.node_id());
+        if leads && !self.consensus().clock_agrees() {
             tracing::warn!("nothing is collected: this node leads, and its clock is far off those of the others");
+            return false;
+        }
+        leads
+    }
+
+    async fn is_something_due(&self) -> Result<bool, StorageError> {
+        if !self.may_collect() {
             return Ok(false);
         }
+        let consensus = self.consensus().clone();
         blocking(move || consensus.registry().garbage_due(&consensus.rules(), consensus.now_ms())).await?
     }
 

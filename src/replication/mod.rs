@@ -15,6 +15,8 @@ mod keep;
 mod peers;
 mod pieces;
 mod placement;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod properties;
 mod read;
 mod repair;
 mod serve;

@@ -185,7 +185,7 @@ fn failed(error: &dyn std::error::Error) -> HttpResponse {
 }
 
 /// `bytes=a-b` or `bytes=a-` of peers, which never send another form. `None`: not within the blob.
-fn parse_range(text: &str, size: u64) -> Option<Range<u64>> {
+pub(super) fn parse_range(text: &str, size: u64) -> Option<Range<u64>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let start: u64 = first.parse().ok()?;
     let end = if last.is_empty() { size } else { last.parse::<u64>().ok()?.checked_add(1)?.min(size) };

@@ -38,11 +38,15 @@ pub enum Keyspace {
     Collected = b'x',
     /// Manifests that were deleted and that the history of a tag still names.
     Former = b'd',
+    /// When each repository came to hold something, and to hold nothing, the newest first.
+    Existence = b'e',
+    /// How many indexes of a repository have a manifest as a child.
+    Child = b'k',
 }
 
 impl Keyspace {
     /// All prefixes, for tools that walk the whole state.
-    pub const ALL: [Keyspace; 16] = [
+    pub const ALL: [Keyspace; 18] = [
         Keyspace::Meta,
         Keyspace::Repository,
         Keyspace::Tag,
@@ -59,6 +63,8 @@ impl Keyspace {
         Keyspace::Garbage,
         Keyspace::Collected,
         Keyspace::Former,
+        Keyspace::Existence,
+        Keyspace::Child,
     ];
 
     /// The byte that keys of this space begin with.
@@ -74,6 +80,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbFqphcsugxd");
+        assert_eq!(bytes, b"mrtflbFqphcsugxdek");
     }
 }

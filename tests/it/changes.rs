@@ -85,7 +85,6 @@ fn the_past_of_a_tag_can_be_read_listed_and_brought_back() -> Result<()> {
             is_error(&client.get(&format!("{path}?revision={}", first - 1)).await?, &[404], &["MANIFEST_UNKNOWN"])?;
             is_error(&client.get(&format!("{path}?revision={gone}")).await?, &[404], &["MANIFEST_UNKNOWN"])?;
             is_error(&client.get(&format!("{path}?revision=99999999")).await?, &[400], &["UNSUPPORTED"])?;
-            is_error(&client.get(&format!("/v2/_catalog?revision={first}")).await?, &[400], &["UNSUPPORTED"])?;
             let list =
                 async |at: u64| client.get(&format!("/v2/{repository}/tags/list?revision={at}")).await?.expect(&[200]);
             ensure!(tags_in(&list(first).await?)? == ["v"]);
@@ -315,6 +314,43 @@ fn settings_are_shared_and_tags_that_they_keep_do_not_move() -> Result<()> {
             let path = format!("/v2/{repository}/manifests/v1");
             want(&clients[0], Method::PUT, &path, &[("content-type", OCI_MANIFEST)], sparse.to_string(), &[status])
                 .await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_catalog_can_be_read_as_it_was() -> Result<()> {
+    on_cluster(async |cluster| {
+        let (names, clients) = (["catalog-then/a", "catalog-then/b"], each(cluster));
+        let first = revision(&put(&clients[0], names[0], "v", "one", &[]).await?.expect(&[201])?)?;
+        let both = revision(&put(&clients[1], names[1], "v", "one", &[]).await?.expect(&[201])?)?;
+        let path = format!("/v2/{}/manifests/{}", names[0], sha256(&manifest("one")));
+        let gone = revision(&clients[2].delete(&path).await?.expect(&[202])?)?;
+        let back = revision(&put(&clients[0], names[0], "v", "one", &[]).await?.expect(&[201])?)?;
+        for client in &clients {
+            for (then, wanted) in [
+                (first - 1, &names[..0]),
+                (first, &names[..1]),
+                (both, &names[..]),
+                (gone, &names[1..]),
+                (back, &names[..]),
+            ] {
+                let mut found = Vec::new();
+                let mut path = Some(format!("/v2/_catalog?revision={then}&n=1&last=catalog-then/"));
+                while let Some(next) = path {
+                    let page = client.get(&next).await?.expect(&[200])?;
+                    has(&page, "flotilla-revision", &then.to_string())?;
+                    let listed = page.json()["repositories"].as_array().cloned().unwrap_or_default();
+                    found.extend(listed.iter().filter_map(Value::as_str).map(str::to_owned));
+                    let link = page.header("link").and_then(|link| Some(link.strip_prefix('<')?.split_once('>')?.0));
+                    path = link
+                        .filter(|_| found.last().is_some_and(|last| last.starts_with("catalog-then/")))
+                        .map(str::to_owned);
+                }
+                found.retain(|name| name.starts_with("catalog-then/"));
+                ensure!(found == wanted, "at {then}: {found:?}, wanted {wanted:?}");
+            }
         }
         Ok(())
     })

@@ -12,12 +12,15 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use chaos_tests::balancer::Balancer;
 use chaos_tests::cluster::{Cluster, Options};
+use chaos_tests::nemesis;
 use chaos_tests::process::{self, Signal};
+use chaos_tests::wait;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
@@ -50,6 +53,77 @@ async fn every_client_pushes_and_pulls_through_a_balancer_without_affinity() {
     let pulls = every_client(vec![balancer.url.clone()]).await;
     let pulls = cluster.judged(pulls).expect("every client gets back what it pushed");
     println!("{pulls} pulls, every digest as pushed");
+}
+
+/// Each client pushes through the balancer while the leader is killed, and is left to what it does by itself then: it
+/// tries again. The push succeeds, and what comes back from each node is what was pushed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_of_clients_survive_the_death_of_the_leader() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(Options::default()).await.expect("a cluster of three");
+    let balancer = Balancer::start(&cluster.urls()).await.expect("a balancer");
+    let result = pushes_beside_kills(&cluster, &balancer.url).await;
+    cluster.judged(result).expect("every client's push survives");
+}
+
+async fn pushes_beside_kills(cluster: &Cluster, balancer: &str) -> anyhow::Result<()> {
+    let mut hosts = vec![balancer.trim_start_matches("http://").to_owned()];
+    hosts.extend(cluster.urls().iter().map(|url| url.trim_start_matches("http://").to_owned()));
+    let stores = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        if !present(&["buildah", "skopeo", "podman"])? {
+            return Ok(None);
+        }
+        let stores = Stores::new(hosts)?;
+        stores.build_image()?;
+        Ok(Some(Arc::new(stores)))
+    });
+    let Some(stores) = stores.await?? else { return Ok(()) };
+    let from = format!("containers-storage:{IMAGE}");
+    for (client, first) in [
+        ("skopeo", vec!["copy", "--retry-times", "5", "--dest-tls-verify=false", from.as_str()]),
+        ("podman", vec!["push", "--retry", "5", "--tls-verify=false", IMAGE]),
+        ("buildah", vec!["push", "--retry", "5", "--tls-verify=false", IMAGE]),
+    ] {
+        let mut arguments: Vec<String> = first.into_iter().map(str::to_owned).collect();
+        arguments.push(format!("docker://{}/killed/{client}:v1", stores.hosts[0]));
+        let pushing = stores.clone();
+        let push = tokio::task::spawn_blocking(move || {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            pushing.call(client, &arguments)
+        });
+        // In the middle: as soon as bytes are on their way to some node.
+        wait::until_ok(Duration::from_secs(60), "an upload is open", async || {
+            let mut open = 0.0;
+            for node in cluster.nodes().iter().filter(|node| node.alive()) {
+                open += cluster.metric(node, "flotilla_upload_sessions").await?;
+            }
+            ensure!(open > 0.0 || push.is_finished(), "no upload is open");
+            Ok(())
+        })
+        .await?;
+        let killed = nemesis::kill_leader(cluster).await?;
+        push.await?.with_context(|| format!("{client}, {} killed", killed.name))?;
+        killed.restart()?;
+        cluster.wait_ready(Duration::from_secs(60)).await?;
+        let pulling = stores.clone();
+        let pulls = tokio::task::spawn_blocking(move || {
+            let mut digests = Vec::new();
+            for host in &pulling.hosts {
+                let name = format!("docker://{host}/killed/{client}:v1");
+                let inspected =
+                    pulling.call("skopeo", &["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &name])?;
+                let folder = format!("dir:killed-{client}-{}", digests.len());
+                // Fetches and hashes every layer.
+                pulling.call("skopeo", &["copy", "--src-tls-verify=false", &name, &folder])?;
+                digests.push(inspected);
+            }
+            ensure!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{client}: {digests:?}");
+            println!("{client}: {} from all, after the death of the leader in the middle of its push", digests[0]);
+            Ok(())
+        });
+        pulls.await??;
+    }
+    Ok(())
 }
 
 /// Runs each client that is installed; how many pulls were compared. The first URL takes the pushes.

@@ -19,6 +19,8 @@ use crate::fixture::{each, on_own_cluster, want};
 /// Everything that a conforming registry is asked, in this version of the program.
 const CHECKS: u64 = 1032;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Into the run, which takes some seconds.
+const KILLED_AFTER: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_official_conformance_program_passes_on_one_node_and_over_all() -> Result<()> {
@@ -29,12 +31,55 @@ fn the_official_conformance_program_passes_on_one_node_and_over_all() -> Result<
         for (name, url) in [("one node", &cluster.urls()[0]), ("three nodes", &balancer.url)] {
             let totals = run(&program, url).await.context(name)?;
             println!("conformance, {name}: {totals:?}");
-            let count = |kind: &str| totals.get(kind).copied().unwrap_or_default();
-            ensure!(count("failures") + count("errors") + count("skipped") == 0, "{name}: {totals:?}");
-            ensure!(count("tests") >= CHECKS, "{name}: only {totals:?}");
+            passed(&totals).context(name)?;
         }
         Ok(())
     })
+}
+
+/// `make conformance`. The clients' requests go to the nodes that do not lead, each to the next: a request or an upload
+/// session that is on the dying node itself dies with it, and this program tries nothing twice.
+#[test]
+#[ignore = "`make conformance` runs it"]
+fn the_official_conformance_program_passes_while_the_leader_is_killed() -> Result<()> {
+    let Some(program) = program()? else { return Ok(()) };
+    on_own_cluster(async |cluster| {
+        allow_sparse_images(cluster).await?;
+        let leader = cluster.leader().await?;
+        let others: Vec<String> =
+            cluster.nodes().iter().filter(|node| node.name != leader.name).map(|node| node.url.clone()).collect();
+        let balancer = Balancer::start(&others).await?;
+        let killed = async {
+            tokio::time::sleep(KILLED_AFTER).await;
+            leader.kill();
+            println!("{}, the leader, is killed", leader.name);
+        };
+        let (totals, ()) = futures::join!(run(&program, &balancer.url), killed);
+        let totals = totals?;
+        println!("conformance, the leader killed: {totals:?}");
+        passed(&totals)?;
+        ensure!(cluster.leader().await?.name != leader.name, "another node leads by now");
+        Ok(())
+    })
+}
+
+/// The README's badge says what the tests above demand.
+#[test]
+fn the_badge_tells_the_truth() -> Result<()> {
+    let badge = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/conformance.svg"))?;
+    let told = format!("{},{:03} checks pass", CHECKS / 1000, CHECKS % 1000);
+    ensure!(badge.matches(&told).count() >= 1, "the badge does not say «{told}»");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"))?;
+    ensure!(readme.contains("docs/conformance.svg"), "the README shows no badge");
+    Ok(())
+}
+
+/// Nothing failed, nothing was skipped, and all ran.
+fn passed(totals: &BTreeMap<String, u64>) -> Result<()> {
+    let count = |kind: &str| totals.get(kind).copied().unwrap_or_default();
+    ensure!(count("failures") + count("errors") + count("skipped") == 0, "{totals:?}");
+    ensure!(count("tests") >= CHECKS, "only {totals:?}");
+    Ok(())
 }
 
 /// `make tools` puts it beside the profiles' folders. Without it the test says so; in CI that is a failure.

@@ -10,6 +10,7 @@ mod dev;
 mod errors;
 mod fixture;
 mod garbage;
+mod oci_client;
 mod oci_pull;
 mod oci_push;
 mod referrers;

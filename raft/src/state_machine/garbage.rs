@@ -5,7 +5,7 @@
 
 use flotilla_storage::{Digest, StorageError};
 
-use super::{Applied, State, blobs, keys};
+use super::{Applied, State, blobs, history, keys};
 use crate::command::{Body, Collected, Outcome, Refusal};
 use crate::names::RepositoryName;
 use crate::records::{BlobRecord, Candidate, FormerManifest, LinkRecord, ManifestRecord};
@@ -170,21 +170,22 @@ pub(super) fn manifest_ends(
     }
     let deleted_ms = state.time_ms();
     queue(state, deleted_ms, &Candidate::Former(repository.clone(), *digest));
-    state.put(keys::former(repository, digest), &FormerManifest { record, deleted_ms })
+    let former = FormerManifest { record, deleted_ms, deleted_at: state.index() };
+    state.put(keys::former(repository, digest), &former)
 }
 
-/// Drops a deleted manifest that history held: it is back, or history is forgotten.
+/// Drops a deleted manifest that history held: it is back, or history is forgotten. Says when it was deleted.
 pub(super) fn drop_former(
     state: &mut State<'_>,
     repository: &RepositoryName,
     digest: &Digest,
-) -> Result<bool, StorageError> {
+) -> Result<Option<u64>, StorageError> {
     let key = keys::former(repository, digest);
-    let Some(former) = state.get::<FormerManifest>(&key)? else { return Ok(false) };
+    let Some(former) = state.get::<FormerManifest>(&key)? else { return Ok(None) };
     state.delete(keys::candidate(former.deleted_ms, &Candidate::Former(repository.clone(), *digest)));
     state.delete_long(key)?;
     release(state, repository, digest, &former.record)?;
-    Ok(true)
+    Ok(Some(former.deleted_at))
 }
 
 /// Nothing needs a manifest of the repository any more.
@@ -208,14 +209,26 @@ pub(super) fn collect(state: &mut State<'_>, orphans: &[Digest], limit: u32) -> 
     let mut left = limit as usize;
     let (kept, grace) = (state.rules().history_ms(), state.rules().garbage_grace_ms());
     // In this order: each of them may make candidates of the next kind.
-    for (queue, age_ms) in [(keys::Queue::Former, kept), (keys::Queue::Link, grace), (keys::Queue::Bytes, grace)] {
+    for (queue, age_ms) in [
+        (keys::Queue::Former, kept),
+        (keys::Queue::Existence, kept),
+        (keys::Queue::Link, grace),
+        (keys::Queue::Bytes, grace),
+    ] {
         let due = due(state, queue, age_ms, left)?;
         left -= due.len();
         collected.more |= left == 0 && limit > 0;
         for (since_ms, candidate) in due {
             match candidate {
                 Candidate::Former(repository, digest) => {
-                    collected.manifests += u64::from(drop_former(state, &repository, &digest)?);
+                    if let Some(deleted_at) = drop_former(state, &repository, &digest)? {
+                        history::raise_floor(state, deleted_at)?;
+                        collected.manifests += 1;
+                    }
+                }
+                Candidate::Existence(ref repository, revision) => {
+                    history::forget_existence(state, repository, revision)?;
+                    state.delete(keys::candidate(since_ms, &candidate));
                 }
                 Candidate::Link(repository, digest) => {
                     blobs::remove_link(state, &repository, &digest, since_ms)?;

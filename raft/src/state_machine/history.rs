@@ -5,7 +5,7 @@ use flotilla_storage::{Digest, StorageError};
 use super::journal::{CHANGES, envelopes};
 use super::{State, keys};
 use crate::names::{RepositoryName, Tag};
-use crate::records::{Change, Changed, Place, TagVersion};
+use crate::records::{Candidate, Change, Changed, Place, TagVersion};
 use crate::wire::{self, Kind};
 
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
@@ -37,6 +37,43 @@ pub(super) fn manifest_changed(
     digest: &Digest,
 ) -> Result<(), StorageError> {
     record(state, what, repository, None, Some(*digest), None)
+}
+
+/// Notes that a repository came to hold something, or to hold nothing. How it was before the latter is forgotten
+/// after its time, by a collection.
+pub(super) fn repository_changed(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    is_there: bool,
+) -> Result<(), StorageError> {
+    state.put(keys::existence(repository, state.index()), &is_there)?;
+    if !is_there {
+        let candidate = Candidate::Existence(repository.clone(), state.index());
+        state.put_raw(keys::candidate(state.time_ms(), &candidate), Vec::new());
+    }
+    Ok(())
+}
+
+/// Forgets that a repository was there until a revision.
+pub(super) fn forget_existence(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    revision: u64,
+) -> Result<(), StorageError> {
+    let gone = keys::existence(repository, revision);
+    let prefix = &gone[..gone.len() - size_of::<u64>()];
+    // Each end of a repository is forgotten by itself, so before it there is one beginning.
+    for (began, _) in state.scan_some(prefix, Some(&gone), 1)? {
+        state.delete(began);
+    }
+    state.delete(gone);
+    raise_floor(state, revision)
+}
+
+/// Something of an older revision than this is forgotten.
+pub(super) fn raise_floor(state: &mut State<'_>, revision: u64) -> Result<(), StorageError> {
+    let floor: u64 = state.get(&keys::history_floor())?.unwrap_or(0);
+    if revision > floor { state.put(keys::history_floor(), &revision) } else { Ok(()) }
 }
 
 fn record(
@@ -85,7 +122,7 @@ pub(super) fn forget(state: &mut State<'_>) -> Result<(), StorageError> {
         last = Some(key);
     }
     match floor {
-        Some(floor) => state.put(keys::history_floor(), &floor),
+        Some(floor) => raise_floor(state, floor),
         None => Ok(()),
     }
 }

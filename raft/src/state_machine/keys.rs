@@ -72,6 +72,10 @@ pub(crate) fn link(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
     key(Keyspace::Link, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
 }
 
+pub(crate) fn child(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Child, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
 /// The row of the number of all [`uses`].
 pub(crate) fn use_count() -> Vec<u8> {
     key(Keyspace::Meta, &[b"uses"])
@@ -90,6 +94,7 @@ pub(crate) fn former(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
 #[repr(u8)]
 pub(crate) enum Queue {
     Former = b'f',
+    Existence = b'e',
     Link = b'l',
     Bytes = b'b',
 }
@@ -101,12 +106,15 @@ pub(crate) fn garbage(queue: Queue) -> Vec<u8> {
 
 /// The row of something that may be garbage since a time.
 pub(crate) fn candidate(since_ms: u64, what: &Candidate) -> Vec<u8> {
-    let (queue, repository, digest) = match what {
-        Candidate::Former(repository, digest) => (Queue::Former, repository.as_str(), digest),
-        Candidate::Link(repository, digest) => (Queue::Link, repository.as_str(), digest),
-        Candidate::Bytes(digest) => (Queue::Bytes, "", digest),
+    let (queue, repository, last) = match what {
+        Candidate::Former(repository, digest) => (Queue::Former, repository.as_str(), digest.to_key()),
+        Candidate::Existence(repository, revision) => {
+            (Queue::Existence, repository.as_str(), revision.to_be_bytes().to_vec())
+        }
+        Candidate::Link(repository, digest) => (Queue::Link, repository.as_str(), digest.to_key()),
+        Candidate::Bytes(digest) => (Queue::Bytes, "", digest.to_key()),
     };
-    let parts: [&[u8]; 5] = [&[queue as u8], &since_ms.to_be_bytes(), repository.as_bytes(), &[0], &digest.to_key()];
+    let parts: [&[u8]; 5] = [&[queue as u8], &since_ms.to_be_bytes(), repository.as_bytes(), &[0], &last];
     key(Keyspace::Garbage, &parts)
 }
 
@@ -117,12 +125,14 @@ pub(crate) fn parse_candidate(key: &[u8]) -> Result<(u64, Candidate), StorageErr
         let (queue, rest) = key.get(1..)?.split_first()?;
         let (since_ms, rest) = rest.split_first_chunk::<8>()?;
         let end = rest.iter().position(|byte| *byte == 0)?;
-        let digest = Digest::from_key(rest.get(end + 1..)?)?;
+        let last = rest.get(end + 1..)?;
         let repository = || std::str::from_utf8(&rest[..end]).ok()?.parse().ok();
+        let digest = || Digest::from_key(last);
         let candidate = match queue {
-            b'f' => Candidate::Former(repository()?, digest),
-            b'l' => Candidate::Link(repository()?, digest),
-            b'b' => Candidate::Bytes(digest),
+            b'f' => Candidate::Former(repository()?, digest()?),
+            b'e' => Candidate::Existence(repository()?, u64::from_be_bytes(last.try_into().ok()?)),
+            b'l' => Candidate::Link(repository()?, digest()?),
+            b'b' => Candidate::Bytes(digest()?),
             _ => return None,
         };
         Some((u64::from_be_bytes(*since_ms), candidate))
@@ -179,6 +189,16 @@ pub(crate) fn version(repository: &RepositoryName, tag: &Tag, revision: u64) -> 
     [history(repository, tag), (!revision).to_be_bytes().to_vec()].concat()
 }
 
+/// The row that says whether a repository was there from a revision on; newer ones come first.
+pub(crate) fn existence(repository: &RepositoryName, revision: u64) -> Vec<u8> {
+    key(Keyspace::Existence, &[repository.as_str().as_bytes(), &[0], &(!revision).to_be_bytes()])
+}
+
+/// The prefix of all of [`existence`]; what follows it in a key has the form of a tag's version.
+pub(crate) fn existences() -> Vec<u8> {
+    key(Keyspace::Existence, &[])
+}
+
 /// The prefix of all versions of a repository's tags.
 pub(crate) fn histories(repository: &RepositoryName) -> Vec<u8> {
     key(Keyspace::History, &[repository.as_str().as_bytes(), &[0]])
@@ -190,16 +210,16 @@ pub(crate) fn revision_of_version(key: &[u8]) -> Result<u64, StorageError> {
     revision.ok_or_else(|| StorageError::Corrupt { what: "key of a tag's version".into() })
 }
 
-/// The tag of a version, from its key; `prefix` is the length of [`histories`].
-pub(crate) fn tag_of_version(key: &[u8], prefix: usize) -> Result<Tag, StorageError> {
+/// The name of a version, from its key; `prefix` is the length of [`histories`] or [`existences`].
+pub(crate) fn name_of_version<T: std::str::FromStr>(key: &[u8], prefix: usize) -> Result<T, StorageError> {
     // A zero byte and the revision end the key.
     text_after(key.get(..key.len().saturating_sub(9)).unwrap_or_default(), prefix)
 }
 
-/// After all versions of a tag, and before those of the next one; `histories` is [`histories`]. The text need not be
-/// a tag.
-pub(crate) fn after_versions(histories: &[u8], tag: &str) -> Vec<u8> {
-    [histories, tag.as_bytes(), &[0], &[0xff; 9]].concat()
+/// After all versions of a name, and before those of the next one; `prefix` is [`histories`] or [`existences`]. The
+/// text need not be a name.
+pub(crate) fn after_versions(prefix: &[u8], name: &str) -> Vec<u8> {
+    [prefix, name.as_bytes(), &[0], &[0xff; 9]].concat()
 }
 
 /// The prefix of the rows of a journal.

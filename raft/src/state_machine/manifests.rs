@@ -6,7 +6,7 @@ use flotilla_storage::{Digest, StorageError};
 
 use super::blobs::{bytes_missing, keep_body};
 use super::{Applied, State, garbage, history, keys, tags};
-use crate::command::{Body, ManifestPut, Outcome, Refusal};
+use crate::command::{Body, Collected, ManifestPut, Outcome, Refusal};
 use crate::names::{RepositoryName, Tag};
 use crate::records::{Changed, ManifestRecord, Referrer, TagRecord};
 use crate::settings::MissingContent;
@@ -37,9 +37,10 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     }
     garbage::put_blob(state, &put.digest, blob, state.time_ms())?;
     if is_new {
-        let record = record(put, state.index());
+        let record = record(put, state);
         state.count(&put.repository, 0, 1)?;
         garbage::begin_uses(state, &put.repository, &record)?;
+        count_children(state, &put.repository, &record, 1)?;
         // Only now, so that what both name is used all the time.
         garbage::drop_former(state, &put.repository, &put.digest)?;
         state.put(key, &record)?;
@@ -56,8 +57,7 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
 
 /// Removes a manifest and every tag that points at it. Its bytes stay until they are collected.
 pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest) -> Applied {
-    let key = keys::manifest(repository, digest);
-    let Some(record) = state.get::<ManifestRecord>(&key)? else {
+    let Some(record) = state.get::<ManifestRecord>(&keys::manifest(repository, digest))? else {
         return Ok(Err(state.unknown(repository, Refusal::ManifestUnknown)?));
     };
     let tagged = tags_of(state, repository, digest)?;
@@ -69,14 +69,67 @@ pub(super) fn delete(state: &mut State<'_>, repository: &RepositoryName, digest:
     for tag in &tagged {
         tags::remove(state, repository, tag, *digest)?;
     }
+    remove(state, repository, digest, record)?;
+    Ok(Ok(Outcome::Done))
+}
+
+/// Removes a manifest that no tag points at.
+fn remove(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    record: ManifestRecord,
+) -> Result<(), StorageError> {
     if let Some(subject) = &record.subject {
         state.delete_long(keys::referrer(repository, subject, digest))?;
     }
-    state.delete_long(key)?;
+    count_children(state, repository, &record, -1)?;
+    state.delete_long(keys::manifest(repository, digest))?;
     history::manifest_changed(state, Changed::ManifestDelete, repository, digest)?;
     state.count(repository, 0, -1)?;
-    garbage::manifest_ends(state, repository, digest, record)?;
-    Ok(Ok(Outcome::Done))
+    garbage::manifest_ends(state, repository, digest, record)
+}
+
+/// Removes those that have had no tag for long enough. A child lives as long as its index, a referrer as long as its
+/// subject.
+pub(super) fn collect_untagged(state: &mut State<'_>, repository: &RepositoryName, digests: &[Digest]) -> Applied {
+    let mut tagged = BTreeSet::new();
+    for (_, value) in state.scan(&keys::tags(repository))? {
+        tagged.insert(wire::decode::<TagRecord>(Kind::Row, &value)?.digest);
+    }
+    let mut collected = Collected::default();
+    for digest in digests.iter().filter(|digest| !tagged.contains(digest)) {
+        let Some(record) = state.get::<ManifestRecord>(&keys::manifest(repository, digest))? else { continue };
+        let due_ms = state.rules().untagged_due_ms(repository, record.untagged_since_ms);
+        let has_subject = match &record.subject {
+            Some(subject) => state.exists(&keys::manifest(repository, subject))?,
+            None => false,
+        };
+        let is_child = state.exists(&keys::child(repository, digest))?;
+        if due_ms.is_some_and(|due_ms| due_ms <= state.time_ms()) && !has_subject && !is_child {
+            remove(state, repository, digest, record)?;
+            collected.untagged += 1;
+        }
+    }
+    Ok(Ok(Outcome::Collected(collected)))
+}
+
+fn count_children(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    index: &ManifestRecord,
+    change: i64,
+) -> Result<(), StorageError> {
+    let children: BTreeSet<_> = index.manifests.iter().chain(&index.either).collect();
+    for digest in children {
+        let key = keys::child(repository, digest);
+        let count: u64 = state.get(&key)?.unwrap_or(0);
+        match count.saturating_add_signed(change) {
+            0 => state.delete(key),
+            count => state.put(key, &count)?,
+        }
+    }
+    Ok(())
 }
 
 fn tags_of(state: &State<'_>, repository: &RepositoryName, digest: &Digest) -> Result<Vec<Tag>, StorageError> {
@@ -128,17 +181,18 @@ fn referrer(put: &ManifestPut) -> Referrer {
     }
 }
 
-fn record(put: &ManifestPut, revision: u64) -> ManifestRecord {
+fn record(put: &ManifestPut, state: &State<'_>) -> ManifestRecord {
     ManifestRecord {
         media_type: put.media_type.clone(),
         size: put.size,
         inline: matches!(put.body, Body::Inline(_)),
-        revision,
+        revision: state.index(),
         blobs: put.blobs.clone(),
         manifests: put.manifests.clone(),
         either: put.either.clone(),
         subject: put.subject,
         artifact_type: put.artifact_type.clone(),
         tagged: !put.tags.is_empty(),
+        untagged_since_ms: state.time_ms(),
     }
 }

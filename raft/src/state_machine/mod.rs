@@ -64,6 +64,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::PutSettings { document, expected } => settings::put(state, document, *expected),
         Command::MoveTags(changes) => tags::change_all(state, changes),
         Command::TouchBlob { repository, digest } => garbage::touch(state, repository, digest),
+        Command::CollectUntagged { repository, digests } => manifests::collect_untagged(state, repository, digests),
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

@@ -17,11 +17,12 @@ pub(super) fn put(state: &mut State<'_>, document: &str, expected: Option<u64>) 
         return Ok(Err(Refusal::SettingsChanged { current }));
     }
     let rules = match Rules::parse(document) {
-        Ok(rules) => rules,
+        Ok(rules) => rules.in_force_since(state.time_ms()),
         Err(invalid) => return Ok(Err(Refusal::SettingsInvalid(invalid.to_string()))),
     };
     state.delete_long(keys::settings())?;
-    state.put(keys::settings(), &SettingsRecord { document: document.to_owned(), revision: state.index() })?;
+    let (revision, time_ms) = (state.index(), state.time_ms());
+    state.put(keys::settings(), &SettingsRecord { document: document.to_owned(), revision, time_ms })?;
     state.put(keys::settings_revision(), &state.index())?;
     state.set_rules(rules);
     Ok(Ok(Outcome::Done))
@@ -48,9 +49,9 @@ impl Stored {
             let stored = reader.get(&key)?.ok_or_else(missing)?;
             let whole = long_rows::join(&key, stored, |part| reader.get(part))?;
             let record: SettingsRecord = wire::decode(Kind::Row, &whole)?;
-            let rules = Rules::parse(&record.document);
-            self.rules =
-                Arc::new(rules.map_err(|invalid| StorageError::Corrupt { what: format!("settings: {invalid}") })?);
+            let rules = Rules::parse(&record.document)
+                .map_err(|invalid| StorageError::Corrupt { what: format!("settings: {invalid}") })?;
+            self.rules = Arc::new(rules.in_force_since(record.time_ms));
             self.revision = revision;
         }
         Ok(self.rules.clone())

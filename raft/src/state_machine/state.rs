@@ -9,7 +9,7 @@ use flotilla_storage::{Digest, PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Requests, keys, long_rows};
+use super::{Requests, history, keys, long_rows};
 use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
@@ -242,13 +242,20 @@ impl<'a> State<'a> {
     ) -> Result<(), StorageError> {
         let key = keys::repository(repository);
         let mut record: RepositoryRecord = self.get(&key)?.unwrap_or_default();
+        let was_there = record != RepositoryRecord::default();
         record.blobs = record.blobs.saturating_add_signed(blobs);
         record.manifests = record.manifests.saturating_add_signed(manifests);
-        if record == RepositoryRecord::default() {
-            self.delete(key);
-            return Ok(());
+        let is_there = record != RepositoryRecord::default();
+        if was_there != is_there {
+            history::repository_changed(self, repository, is_there)?;
         }
-        self.put(key, &record)
+        match is_there {
+            true => self.put(key, &record),
+            false => {
+                self.delete(key);
+                Ok(())
+            }
+        }
     }
 
     /// The refusal for something that a repository does not hold: the repository itself may be unknown.

@@ -59,7 +59,21 @@ pub(super) fn put(
         actor: state.actor().to_owned(),
     };
     state.put(key, &record)?;
+    if let Some(former) = &former {
+        untagged(state, repository, former)?;
+    }
     history::tag_changed(state, repository, tag, Some(*digest), former)
+}
+
+/// A tag points at this manifest no more. Where nothing asks how long ago that was, it costs nothing.
+fn untagged(state: &mut State<'_>, repository: &RepositoryName, digest: &Digest) -> Result<(), StorageError> {
+    let now = state.time_ms();
+    if state.rules().untagged_due_ms(repository, now).is_none() {
+        return Ok(());
+    }
+    let key = keys::manifest(repository, digest);
+    let Some(manifest) = state.get::<ManifestRecord>(&key)? else { return Ok(()) };
+    state.put(key, &ManifestRecord { untagged_since_ms: now, ..manifest })
 }
 
 /// Removes a tag; its manifest stays.
@@ -90,6 +104,7 @@ pub(super) fn remove(
     digest: Digest,
 ) -> Result<(), StorageError> {
     state.delete(keys::tag(repository, tag));
+    untagged(state, repository, &digest)?;
     history::tag_changed(state, repository, tag, None, Some(digest))
 }
 

@@ -127,7 +127,7 @@ fn change(word: &str) -> TagChange {
 /// `link REPO NAME BODY` (`file:HOLDERS[@PROMISED]` for a file) · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
 /// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT]]]` · `delete-tag REPO TAG [CONDITION]` ·
 /// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT` · `touch REPO NAME` ·
-/// `collect LIMIT [ORPHANS]`
+/// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let repository = words[1].split(':').next().and_then(|name| name.parse().ok());
@@ -152,6 +152,7 @@ fn command(line: &str) -> Command {
             Command::DeleteTag { repository, tag: words[2].parse().expect("a tag"), condition: condition(words.get(3)) }
         }
         "touch" => Command::TouchBlob { repository, digest: digest(words[2]) },
+        "collect-untagged" => Command::CollectUntagged { repository, digests: list(words.get(2)) },
         "collect" => Command::Collect { orphans: list(words.get(2)), limit: words[1].parse().expect("a number") },
         "settings" => Command::PutSettings { document: words[2..].join(" "), expected: words[1].parse().ok() },
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
@@ -238,6 +239,7 @@ fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
             Candidate::Former(repository, digest) => {
                 format!("former manifest {repository} {}", names[&digest.to_string()])
             }
+            Candidate::Existence(repository, revision) => format!("repository {repository} until {revision}"),
             Candidate::Link(repository, digest) => format!("blob {repository} {}", names[&digest.to_string()]),
             Candidate::Bytes(digest) => format!("bytes {}", names[&digest.to_string()]),
         };
@@ -274,6 +276,11 @@ fn settings_decide_what_may_move_and_what_may_be_missing() {
 #[test]
 fn what_nothing_uses_is_collected_after_its_time() {
     check("garbage");
+}
+
+#[test]
+fn manifests_without_a_tag_are_collected_where_a_rule_says_so() {
+    check("untagged");
 }
 
 #[test]
@@ -387,7 +394,10 @@ fn bodies_are_split_into_rows_that_sled_keeps_in_its_pages() {
         assert_eq!(record.body, Some(bytes));
         memory.waited_ms = Rules::default().history_ms();
         memory.one(command("collect 100"));
-        assert!(memory.rows.keys().all(|key| matches!(key[0], b'q' | b'm')), "collected with all its parts");
+        assert!(
+            memory.rows.keys().all(|key| matches!(key[0], b'q' | b'm' | b'e' | b'g')),
+            "collected with all its parts"
+        );
     }
 }
 

@@ -1,0 +1,27 @@
+//! Flotilla, a highly available OCI registry: the node and its command line. `main.rs` makes the one binary of it; no
+//! other crate builds on this one.
+
+mod cli;
+mod cluster;
+mod config;
+mod http;
+mod identity;
+mod memory;
+mod node;
+mod oci;
+#[cfg(any(fuzzing, test))]
+pub mod properties;
+mod replication;
+mod request_id;
+
+use std::process::ExitCode;
+
+/// Runs the command line; the process ends with this.
+pub fn run() -> ExitCode {
+    // One provider of cryptography for the whole process, chosen before anything can open a connection.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("flotilla: another cryptography provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    cli::run()
+}
