@@ -132,10 +132,13 @@ async fn every_client(urls: Vec<String>) -> anyhow::Result<usize> {
             pulls += stores.podman().context("podman")?;
         }
         pulls += stores.buildah().context("buildah")?;
-        if present(&["crane", "oras", "helm"])? {
+        if present(&["crane", "oras", "helm", "regctl", "cosign"])? {
             pulls += stores.crane().context("crane")?;
             pulls += stores.oras().context("oras")?;
             pulls += stores.helm().context("helm")?;
+            // These two look at what crane pushed.
+            pulls += stores.regctl().context("regctl")?;
+            pulls += stores.cosign().context("cosign")?;
         }
         if present(&["docker", "dockerd", "containerd", "ctr", "skopeo"])? && may_run_a_daemon()? {
             pulls += stores.docker_and_ctr().context("docker")?;
@@ -212,6 +215,7 @@ impl Stores {
             .env("XDG_RUNTIME_DIR", home)
             .env("TMPDIR", home)
             .env("BUILDAH_ISOLATION", "chroot")
+            .env("COSIGN_PASSWORD", "only a test")
             .env("CONTAINERS_STORAGE_CONF", home.join("storage.conf"))
             .env("CONTAINERS_REGISTRIES_CONF", home.join("registries.conf"))
             .stdin(Stdio::null());
@@ -382,6 +386,53 @@ impl Stores {
             ensure!(pulled == package, "{name}: another chart came back");
             println!("{name}: {} bytes", pulled.len());
         }
+        Ok(self.hosts.len())
+    }
+
+    fn regctl(&self) -> anyhow::Result<usize> {
+        for host in &self.hosts {
+            self.call("regctl", &["registry", "set", "--tls", "disabled", host])?;
+        }
+        let image = |host: &str, tag: &str| format!("{host}/clients/regctl:{tag}");
+        let (from, first) = (format!("{}/clients/crane:v1", self.hosts[0]), image(&self.hosts[0], "v1"));
+        self.call("regctl", &["image", "copy", &from, &first])?;
+        let pushed = self.call("regctl", &["image", "digest", &first])?;
+        // An index of one platform, and a note about the image.
+        self.call("regctl", &["index", "create", &image(&self.hosts[0], "multi"), "--ref", &first])?;
+        fs::write(self.path("note.txt"), "a note")?;
+        let kind = "application/vnd.example.note";
+        self.call("regctl", &["artifact", "put", "--artifact-type", kind, "--subject", &first, "-f", "note.txt"])?;
+        for (number, host) in self.hosts.iter().enumerate() {
+            let name = image(host, "v1");
+            same(&pushed, &self.call("regctl", &["image", "digest", &name])?, &name)?;
+            let platform =
+                ["manifest", "get", "--format", "{{range .Manifests}}{{.Digest}}{{end}}", &image(host, "multi")];
+            same(&pushed, &self.call("regctl", &platform)?, "the index's child")?;
+            let notes = self.call("regctl", &["artifact", "list", &name])?;
+            ensure!(notes.contains(kind), "{name}: {notes}");
+            // Reads every blob.
+            self.call("regctl", &["image", "export", &name, &format!("regctl-{number}.tar")])?;
+        }
+        self.call("regctl", &["tag", "rm", &image(&self.hosts[0], "multi")])?;
+        let tags = self.call("regctl", &["tag", "ls", &format!("{}/clients/regctl", self.hosts[0])])?;
+        ensure!(tags == "v1", "{tags}");
+        Ok(self.hosts.len())
+    }
+
+    fn cosign(&self) -> anyhow::Result<usize> {
+        let pushed = self.call("crane", &["digest", "--insecure", &format!("{}/clients/crane:v1", self.hosts[0])])?;
+        self.call("cosign", &["generate-key-pair"])?;
+        let image = |host: &str| format!("{host}/clients/crane@{pushed}");
+        // Nothing of it goes to a service elsewhere.
+        let alone = ["--tlog-upload=false", "--use-signing-config=false", "--allow-http-registry", "--yes"];
+        self.call("cosign", &[&["sign", "--key", "cosign.key"], &alone[..], &[&image(&self.hosts[0])]].concat())?;
+        for host in &self.hosts {
+            let verify = ["verify", "--key", "cosign.pub", "--insecure-ignore-tlog", "--allow-http-registry"];
+            let said = self.call("cosign", &[&verify[..], &[&image(host)]].concat())?;
+            ensure!(said.contains(&pushed), "{host}: {said}");
+        }
+        let tags = self.call("crane", &["ls", "--insecure", &format!("{}/clients/crane", self.hosts[0])])?;
+        ensure!(tags == "v1", "a signature is found by its subject, without a tag: {tags}");
         Ok(self.hosts.len())
     }
 
