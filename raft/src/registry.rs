@@ -236,13 +236,7 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn garbage_due(&self, rules: &Rules, now_ms: u64) -> Result<bool, StorageError> {
-        let (kept, grace) = (rules.history_ms(), rules.garbage_grace_ms());
-        for (queue, age_ms) in [
-            (keys::Queue::Former, kept),
-            (keys::Queue::Existence, kept),
-            (keys::Queue::Link, grace),
-            (keys::Queue::Bytes, grace),
-        ] {
+        for (queue, age_ms) in keys::Queue::aged(rules) {
             if let Some((key, _)) = self.store.scan(&keys::garbage(queue), None, 1)?.first()
                 && keys::parse_candidate(key)?.0.saturating_add(age_ms) <= now_ms
             {

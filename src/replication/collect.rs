@@ -134,6 +134,7 @@ impl Replication {
     /// # Errors
     /// No majority, or this node's disk.
     pub(super) async fn collect_orphans(&self) -> Result<u64, CollectError> {
+        let _turn = self.inner.walking.lock().await;
         let replication = self.clone();
         let orphans = blocking(move || replication.orphans()).await??;
         let mut count = 0;

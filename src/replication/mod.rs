@@ -66,6 +66,8 @@ struct Inner {
     copies: Copies,
     claims: Claims,
     tally: Tally,
+    /// Held by who compares all files with state: one at a time, however many ask.
+    walking: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -88,6 +90,7 @@ impl Replication {
             sessions: Sessions::default(),
             claims: Claims::default(),
             tally: Tally::default(),
+            walking: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             consensus,
             blobs,

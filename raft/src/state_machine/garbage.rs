@@ -207,14 +207,7 @@ fn release(
 pub(super) fn collect(state: &mut State<'_>, orphans: &[Digest], limit: u32) -> Applied {
     let mut collected = Collected::default();
     let mut left = limit as usize;
-    let (kept, grace) = (state.rules().history_ms(), state.rules().garbage_grace_ms());
-    // In this order: each of them may make candidates of the next kind.
-    for (queue, age_ms) in [
-        (keys::Queue::Former, kept),
-        (keys::Queue::Existence, kept),
-        (keys::Queue::Link, grace),
-        (keys::Queue::Bytes, grace),
-    ] {
+    for (queue, age_ms) in keys::Queue::aged(state.rules()) {
         let due = due(state, queue, age_ms, left)?;
         left -= due.len();
         collected.more |= left == 0 && limit > 0;

@@ -6,6 +6,7 @@ use flotilla_storage::{Digest, Keyspace, StorageError};
 
 use crate::names::{RepositoryName, Tag};
 use crate::records::Candidate;
+use crate::settings::Rules;
 
 /// The largest value, or part of one, in bytes: sled moves larger values into files that it never syncs.
 pub(crate) const ROW_PART: usize = 4000;
@@ -97,6 +98,15 @@ pub(crate) enum Queue {
     Existence = b'e',
     Link = b'l',
     Bytes = b'b',
+}
+
+impl Queue {
+    /// All of them with the age in milliseconds at which their candidates go, in the order in which they are collected:
+    /// each may make candidates of a later one.
+    pub(crate) fn aged(rules: &Rules) -> [(Self, u64); 4] {
+        let (kept, grace) = (rules.history_ms(), rules.garbage_grace_ms());
+        [(Self::Former, kept), (Self::Existence, kept), (Self::Link, grace), (Self::Bytes, grace)]
+    }
 }
 
 /// The prefix of the candidates of a kind.
