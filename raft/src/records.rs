@@ -133,7 +133,7 @@ pub struct Change {
 }
 
 /// A change's place in the order of all: its revision, and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     /// The log index at which it happened.
     pub revision: u64,

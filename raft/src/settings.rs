@@ -5,7 +5,7 @@
 use std::fmt;
 
 use globset::GlobBuilder;
-pub use globset::GlobMatcher;
+pub use globset::{Error as GlobError, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
 use crate::names::{RepositoryName, Tag};

@@ -1,6 +1,7 @@
 //! What consensus adds to the registry, under `/api/v1`: the history of tags, changes of several at once, and the feed
 //! of all changes.
 
+mod audience;
 mod feed;
 mod tags;
 mod transaction;

@@ -1,21 +1,18 @@
 //! `GET /api/v1/watch`: every change once and in order, from any revision that is kept, as server-sent events or by
 //! long poll.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use bytes::{Bytes, BytesMut};
 use flotilla_raft::Place;
-use flotilla_raft::settings::{GlobMatcher, glob};
 use futures::{Stream, stream};
 use serde_json::json;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
-use super::feed::{BATCH_MAX, Batch, Event, read};
+use super::audience::{Seat, Wanted};
+use super::feed::{BATCH_MAX, Event};
 use crate::oci::error::{Code, OciError};
 use crate::oci::extract::{header, query};
 use crate::oci::{FLOTILLA_REVISION, Oci, decimal, past};
@@ -25,9 +22,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The longest that a poll waits.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// The most who may watch one node.
-const WATCHERS_MAX: usize = 10_000;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -48,14 +42,11 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 )]
 #[get("/api/v1/watch")]
 pub(super) async fn watch(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse, OciError> {
-    if oci.feed.watchers() >= WATCHERS_MAX {
-        return Err(OciError::busy("as many as may watch this node do"));
-    }
-    let wanted = query(&request, "repository").map(|pattern| glob(&pattern)).transpose();
+    let wanted = Wanted::parse(query(&request, "repository").as_deref().unwrap_or("**"));
     let wanted = wanted.map_err(|error| OciError::bad_request(Code::Unsupported, format!("repository: {error}")))?;
     let wait = query(&request, "wait").map(|text| seconds(&text)).transpose()?;
     // Before the first look into state: what is applied after that look is in the feed.
-    let batches = oci.feed.subscribe();
+    let seat = oci.feed.join(wanted).ok_or_else(|| OciError::busy("as many as may watch this node do"))?;
     let since = header(&request, LAST_EVENT_ID).map(Into::into).or_else(|| query(&request, "since"));
     let place = match since {
         Some(text) => place(&text)?,
@@ -65,7 +56,7 @@ pub(super) async fn watch(oci: web::Data<Oci>, request: HttpRequest) -> Result<H
         }
     };
     check_kept(&oci, place)?;
-    let watcher = Watcher { oci, batches, place, wanted, is_behind: true };
+    let watcher = Watcher { oci, seat, place, is_behind: true };
     match wait {
         Some(wait) => watcher.poll(wait).await,
         None => Ok(HttpResponse::Ok()
@@ -104,10 +95,9 @@ fn seconds(text: &str) -> Result<Duration, OciError> {
 
 struct Watcher {
     oci: web::Data<Oci>,
-    batches: Receiver<Arc<Batch>>,
+    seat: Seat,
     /// Everything up to here was told.
     place: Place,
-    wanted: Option<GlobMatcher>,
     /// There is more in state than was told; else the feed brings what is new.
     is_behind: bool,
 }
@@ -154,53 +144,69 @@ impl Watcher {
     /// Tells what came by now, or waits for it.
     async fn next(&mut self, deadline: Instant, mut tell: impl FnMut(&Event)) -> Next {
         loop {
-            let batch = match self.is_behind {
-                true => self.read_state().await,
-                false => self.await_feed(deadline).await,
+            let told = match self.is_behind {
+                true => self.read_state(&mut tell).await,
+                false => self.hear(deadline, &mut tell).await,
             };
-            let batch = match batch {
-                Ok(batch) => batch,
+            match told {
+                Ok(0) => {}
+                Ok(_) => return Next::Told,
                 Err(next) => return next,
-            };
-            let mut told = Next::Nothing;
-            let before = self.place;
-            for event in batch.iter().flat_map(|batch| &batch.events).filter(|event| event.place > before) {
-                self.place = event.place;
-                if self.wanted.as_ref().is_none_or(|wanted| wanted.is_match(event.repository.as_str())) {
-                    tell(event);
-                    told = Next::Told;
-                }
-            }
-            if told == Next::Told {
-                return told;
             }
         }
     }
 
-    async fn read_state(&mut self) -> Result<Option<Arc<Batch>>, Next> {
+    /// How many events it told.
+    async fn read_state(&mut self, tell: &mut impl FnMut(&Event)) -> Result<usize, Next> {
         if self.oci.stop.is_cancelled() || check_kept(&self.oci, self.place).is_err() {
             return Err(Next::End);
         }
         let (registry, after) = (self.oci.consensus.registry().clone(), self.place);
-        let Ok(Ok(events)) = web::block(move || read(&registry, after)).await else { return Err(Next::End) };
-        self.is_behind = events.len() == BATCH_MAX;
-        Ok(Some(Arc::new(Batch { after, events })))
+        let Ok(Ok(changes)) = web::block(move || registry.changes(after, BATCH_MAX)).await else {
+            return Err(Next::End);
+        };
+        self.is_behind = changes.len() == BATCH_MAX;
+        let mut told = 0;
+        for (place, change) in changes {
+            self.place = place;
+            if self.seat.wanted.is_match(&change.repository) {
+                tell(&Event::new(place, change));
+                told += 1;
+            }
+        }
+        Ok(told)
     }
 
-    async fn await_feed(&mut self, deadline: Instant) -> Result<Option<Arc<Batch>>, Next> {
-        let received = tokio::select! {
-            received = timeout_at(deadline, self.batches.recv()) => received.map_err(|_| Next::Nothing)?,
+    /// How many events it told of those that the feed brings.
+    async fn hear(&mut self, deadline: Instant, tell: &mut impl FnMut(&Event)) -> Result<usize, Next> {
+        let passed = self.oci.feed.place();
+        let mut events = Vec::new();
+        tokio::select! {
+            biased;
+            _ = self.seat.events.recv_many(&mut events, BATCH_MAX) => {}
             () = self.oci.stop.cancelled() => return Err(Next::End),
-        };
-        match received {
-            Ok(batch) if batch.after <= self.place => Ok(Some(batch)),
-            // Something lies between that only state can tell.
-            Ok(_) | Err(RecvError::Lagged(_)) => {
-                self.is_behind = true;
-                Ok(None)
+            () = sleep_until(deadline) => {
+                // What was wanted up to there lay in the channel before.
+                self.place = self.place.max(passed);
+                return Err(Next::Nothing);
             }
-            Err(RecvError::Closed) => Err(Next::End),
         }
+        if events.is_empty() {
+            // It did not keep up: state tells the rest.
+            let seat = self.oci.feed.join(self.seat.wanted.clone());
+            self.seat = seat.ok_or(Next::End)?;
+            self.is_behind = true;
+        }
+        let mut told = 0;
+        // State may have told some of them already.
+        for event in events {
+            if event.place > self.place {
+                self.place = event.place;
+                tell(&event);
+                told += 1;
+            }
+        }
+        Ok(told)
     }
 }
 
