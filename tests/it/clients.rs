@@ -7,6 +7,7 @@
 //! containerd that it runs.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -65,7 +66,59 @@ async fn pushes_of_clients_survive_the_death_of_the_leader() {
 }
 
 async fn pushes_beside_kills(cluster: &Cluster) -> anyhow::Result<()> {
-    let hosts = cluster.urls().iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
+    let Some(stores) = prepared(cluster).await? else { return Ok(()) };
+    for client in ["skopeo", "podman", "buildah", "crane"] {
+        let leader = cluster.leader().await?;
+        let others: Vec<_> =
+            cluster.nodes().iter().filter(|node| node.name != leader.name).map(|node| node.url.clone()).collect();
+        let balancer = Balancer::start(&others).await?;
+        let (pushing, host) = (stores.clone(), host_of(&balancer.url));
+        let push = tokio::task::spawn_blocking(move || pushing.push("killed", client, &host));
+        // As soon as bytes are on their way to some node.
+        upload_opens(cluster, || push.is_finished()).await?;
+        leader.kill();
+        push.await?.with_context(|| format!("{client}, {} killed", leader.name))?;
+        leader.restart()?;
+        cluster.wait_ready(Duration::from_secs(60)).await?;
+        let pulling = stores.clone();
+        tokio::task::spawn_blocking(move || pulling.pulled_alike("killed", client)).await??;
+    }
+    Ok(())
+}
+
+/// Its half of an upload stays behind and is in nobody's way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_was_interrupted_is_tried_again() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(Options::default()).await.expect("a cluster of three");
+    let result = interrupted_pushes(&cluster).await;
+    cluster.judged(result).expect("the second try succeeds");
+}
+
+async fn interrupted_pushes(cluster: &Cluster) -> anyhow::Result<()> {
+    let Some(stores) = prepared(cluster).await? else { return Ok(()) };
+    let balancer = Balancer::start(&cluster.urls()).await?;
+    // Those that compress while they send, so that a kill finds them at it.
+    for client in ["skopeo", "podman", "buildah"] {
+        let mut first = stores.begin(client, &push_arguments("interrupted", client, &host_of(&balancer.url)))?;
+        upload_opens(cluster, || false).await?;
+        process::send(&mut first, Signal::Kill)?;
+        ensure!(!first.wait()?.success(), "{client} was killed");
+        let tag = cluster.client().get(&format!("/v2/interrupted/{client}/manifests/v1")).await?;
+        tag.expect(&[404]).with_context(|| format!("{client}'s push did not end"))?;
+        let (again, host) = (stores.clone(), host_of(&balancer.url));
+        tokio::task::spawn_blocking(move || {
+            again.push("interrupted", client, &host)?;
+            again.pulled_alike("interrupted", client)
+        })
+        .await??;
+    }
+    Ok(())
+}
+
+/// An image, and where it lies for each client; nothing if clients are missing.
+async fn prepared(cluster: &Cluster) -> anyhow::Result<Option<Arc<Stores>>> {
+    let hosts = cluster.urls().iter().map(|url| host_of(url)).collect();
     let prepared = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         if !present(&["buildah", "skopeo", "podman", "crane"])? {
             return Ok(None);
@@ -75,48 +128,41 @@ async fn pushes_beside_kills(cluster: &Cluster) -> anyhow::Result<()> {
         stores.layout()?;
         Ok(Some(Arc::new(stores)))
     });
-    let Some(stores) = prepared.await?? else { return Ok(()) };
+    prepared.await?
+}
+
+/// Waits until some node has an upload open, or the push is over.
+async fn upload_opens(cluster: &Cluster, is_over: impl Fn() -> bool) -> anyhow::Result<()> {
+    wait::until_ok(Duration::from_secs(60), "an upload is open", async || {
+        let mut open = 0.0;
+        for node in cluster.nodes() {
+            open += cluster.metric(node, "flotilla_upload_sessions").await?;
+        }
+        ensure!(open > 0.0 || is_over(), "no upload is open");
+        Ok(())
+    })
+    .await
+}
+
+/// How a client is told to push the image as `<folder>/<client>:v1`.
+fn push_arguments(folder: &str, client: &str, host: &str) -> Vec<String> {
     let from = format!("containers-storage:{IMAGE}");
-    for (client, first, prefix) in [
-        ("skopeo", &["copy", "--dest-tls-verify=false", &from][..], "docker://"),
-        ("podman", &["push", "--tls-verify=false", IMAGE], "docker://"),
-        ("buildah", &["push", "--tls-verify=false", IMAGE], "docker://"),
-        ("crane", &["push", "--insecure", "crane"], ""),
-    ] {
-        let leader = cluster.leader().await?;
-        let others: Vec<_> =
-            cluster.nodes().iter().filter(|node| node.name != leader.name).map(|node| node.url.clone()).collect();
-        let balancer = Balancer::start(&others).await?;
-        let to = format!("{prefix}{}/killed/{client}:v1", balancer.url.trim_start_matches("http://"));
-        let arguments: Vec<String> = first.iter().map(|argument| (*argument).to_owned()).chain([to]).collect();
-        let pushing = stores.clone();
-        let push = tokio::task::spawn_blocking(move || {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            pushing.call(client, &arguments)
-        });
-        // As soon as bytes are on their way to some node.
-        wait::until_ok(Duration::from_secs(60), "an upload is open", async || {
-            let mut open = 0.0;
-            for node in cluster.nodes() {
-                open += cluster.metric(node, "flotilla_upload_sessions").await?;
-            }
-            ensure!(open > 0.0 || push.is_finished(), "no upload is open");
-            Ok(())
-        })
-        .await?;
-        leader.kill();
-        push.await?.with_context(|| format!("{client}, {} killed", leader.name))?;
-        leader.restart()?;
-        cluster.wait_ready(Duration::from_secs(60)).await?;
-        let pulling = stores.clone();
-        tokio::task::spawn_blocking(move || pulling.pulled_alike(client)).await??;
-    }
-    Ok(())
+    let (first, prefix) = match client {
+        "skopeo" => (&["copy", "--dest-tls-verify=false", &from][..], "docker://"),
+        "crane" => (&["push", "--insecure", "crane"][..], ""),
+        _ => (&["push", "--tls-verify=false", IMAGE][..], "docker://"),
+    };
+    let to = format!("{prefix}{host}/{folder}/{client}:v1");
+    first.iter().map(|argument| (*argument).to_owned()).chain([to]).collect()
+}
+
+fn host_of(url: &str) -> String {
+    url.trim_start_matches("http://").to_owned()
 }
 
 /// Runs each client that is installed; how many pulls were compared. The first URL takes the pushes.
 async fn every_client(urls: Vec<String>) -> anyhow::Result<usize> {
-    let hosts = urls.iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
+    let hosts = urls.iter().map(|url| host_of(url)).collect();
     // Processes are waited for here, so that the balancer's tasks are not.
     tokio::task::spawn_blocking(move || {
         if !present(&["buildah"])? {
@@ -222,13 +268,19 @@ impl Stores {
         command
     }
 
+    /// Starts a client; what it prints goes to files of the home folder.
+    fn begin<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> anyhow::Result<Child> {
+        let (out, err) = (File::create(self.path("stdout"))?, File::create(self.path("stderr"))?);
+        let mut command = self.command(program);
+        command.args(arguments).stdout(out).stderr(err);
+        process::spawn(command).with_context(|| program.to_owned())
+    }
+
     /// Runs a client to its end; what it printed.
     fn call(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let line = format!("{program} {}", arguments.join(" "));
         let (out, err) = (self.path("stdout"), self.path("stderr"));
-        let mut command = self.command(program);
-        command.args(arguments).stdout(File::create(&out)?).stderr(File::create(&err)?);
-        let mut child = process::spawn(command).with_context(|| line.clone())?;
+        let mut child = self.begin(program, arguments)?;
         let status = end_of(&mut child, CALL_LIMIT)?;
         if status.is_none_or(|status| !status.success()) {
             process::send(&mut child, Signal::Kill)?;
@@ -310,15 +362,20 @@ impl Stores {
         Ok(())
     }
 
-    /// What a client pushed as `killed/<client>:v1` comes back whole from every node, under the same digest.
-    fn pulled_alike(&self, client: &str) -> anyhow::Result<()> {
+    fn push(&self, folder: &str, client: &str, host: &str) -> anyhow::Result<String> {
+        let arguments = push_arguments(folder, client, host);
+        self.call(client, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// What a client pushed as `<folder>/<client>:v1` comes back whole from every node, under the same digest.
+    fn pulled_alike(&self, folder: &str, client: &str) -> anyhow::Result<()> {
         let mut digests = Vec::new();
         for (number, host) in self.hosts.iter().enumerate() {
-            let name = format!("docker://{host}/killed/{client}:v1");
+            let name = format!("docker://{host}/{folder}/{client}:v1");
             digests.push(self.call("skopeo", &["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &name])?);
             // Fetches and hashes every layer.
-            let folder = format!("dir:killed-{client}-{number}");
-            self.call("skopeo", &["copy", "--src-tls-verify=false", &name, &folder])?;
+            let to = format!("dir:{folder}-{client}-{number}");
+            self.call("skopeo", &["copy", "--src-tls-verify=false", &name, &to])?;
         }
         digests.iter().try_for_each(|digest| same(&digests[0], digest, client))
     }
