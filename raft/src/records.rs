@@ -49,6 +49,8 @@ pub struct ManifestRecord {
     pub tagged: bool,
     /// When it came, or lost a tag while such manifests are collected, in milliseconds since the Unix epoch.
     pub untagged_since_ms: u64,
+    /// When it came into the repository, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
 }
 
 impl ManifestRecord {

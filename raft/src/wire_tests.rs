@@ -183,6 +183,7 @@ fn rows_of_state_keep_their_form() {
         artifact_type: Some("application/example".into()),
         tagged: true,
         untagged_since_ms: 7,
+        time_ms: 6,
     };
     golden("row-manifest", Kind::Row, &manifest);
     golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6, deleted_at: 5 });

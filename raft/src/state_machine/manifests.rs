@@ -194,5 +194,6 @@ fn record(put: &ManifestPut, state: &State<'_>) -> ManifestRecord {
         artifact_type: put.artifact_type.clone(),
         tagged: !put.tags.is_empty(),
         untagged_since_ms: state.time_ms(),
+        time_ms: state.time_ms(),
     }
 }
