@@ -1,10 +1,11 @@
 //! Who watches, found by what they watch: a change costs only those who asked for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use flotilla_raft::settings::{GlobError, GlobMatcher, glob};
 use flotilla_raft::{Change, Place, RepositoryName};
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::feed::Event;
@@ -64,7 +65,7 @@ pub(super) struct Audience(Arc<Mutex<Seats>>);
 impl Audience {
     /// Everything that is told from now on and wanted. Nothing when as many watch as may.
     pub(super) fn join(&self, wanted: Wanted) -> Option<Seat> {
-        let mut seats = self.seats();
+        let mut seats = self.0.lock();
         if seats.watchers >= WATCHERS_MAX {
             return None;
         }
@@ -85,17 +86,17 @@ impl Audience {
 
     /// How many watch now.
     pub(super) fn watchers(&self) -> usize {
-        self.seats().watchers
+        self.0.lock().watchers
     }
 
     /// Everything up to here was told.
     pub(super) fn place(&self) -> Place {
-        self.seats().place
+        self.0.lock().place
     }
 
     /// Says that there is nothing to tell up to here, if nobody would hear it.
     pub(super) fn skip_to(&self, place: Place) -> bool {
-        let mut seats = self.seats();
+        let mut seats = self.0.lock();
         if seats.watchers == 0 {
             seats.place = place;
         }
@@ -105,7 +106,7 @@ impl Audience {
     /// Tells one change to all who want it. A watcher that is too far behind hears the end of its channel.
     pub(super) fn tell(&self, place: Place, change: Change) {
         // A lock for each change, not for all of a batch: others join in between.
-        let mut seats = self.seats();
+        let mut seats = self.0.lock();
         let Seats { repositories, patterns, .. } = &mut *seats;
         let named = repositories.get_mut(&change.repository).into_iter();
         let matched = patterns.values_mut().filter(|(glob, _)| glob.is_match(change.repository.as_str()));
@@ -120,7 +121,7 @@ impl Audience {
     }
 
     fn leave(&self, wanted: &Wanted, number: u64) {
-        let mut seats = self.seats();
+        let mut seats = self.0.lock();
         seats.watchers -= 1;
         match wanted {
             Wanted::Repository(name) => {
@@ -140,11 +141,6 @@ impl Audience {
                 }
             }
         }
-    }
-
-    fn seats(&self) -> MutexGuard<'_, Seats> {
-        // Nothing that runs under the lock leaves it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -202,7 +198,7 @@ mod tests {
         assert!(!audience.skip_to(Place { revision: 9, number: 0 }), "somebody listens");
         drop(seats);
         assert!(audience.skip_to(Place { revision: 9, number: 0 }));
-        let seats = audience.seats();
+        let seats = audience.0.lock();
         assert!(seats.repositories.is_empty() && seats.patterns.is_empty(), "who left takes up no room");
     }
 

@@ -31,10 +31,10 @@ pub(crate) fn parse(header: &str, size: u64) -> Wanted {
     }
     let Some(specs) = specs.into_iter().map(Spec::parse).collect::<Option<Vec<_>>>() else { return Wanted::Whole };
     let parts: Vec<_> = specs.into_iter().filter_map(|spec| spec.within(size)).collect();
-    let total = parts.iter().fold(0_u64, |total, part| total.saturating_add(part.end - part.start));
+    let total = parts.iter().try_fold(0_u64, |total, part| total.checked_add(part.end - part.start));
     match parts.is_empty() {
         true => Wanted::Unsatisfiable,
-        false if total > size => Wanted::Whole,
+        false if total.is_none_or(|total| total > size) => Wanted::Whole,
         false => Wanted::Parts(parts),
     }
 }
@@ -149,6 +149,7 @@ mod tests {
     #[test]
     fn ranges_cannot_multiply_the_content() {
         assert_eq!(parse("bytes=0-,0-,0-", 10), Wanted::Whole);
+        assert_eq!(parse("bytes=0-,10-,1010-", u64::MAX), Wanted::Whole);
         let many = vec!["0-0"; RANGES_MAX + 1].join(",");
         assert_eq!(parse(&format!("bytes={many}"), 1 << 40), Wanted::Whole);
     }
