@@ -95,7 +95,7 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) upload_ttl: Duration,
 
-    /// How long a request's body may pause before the connection is closed
+    /// How long a request's body may pause before the connection is closed; beyond that it must come at 1 KiB a second
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) body_timeout: Duration,

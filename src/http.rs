@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use actix_cors::Cors;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::dev::{Payload, ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::dev::{Payload, ResourceDef, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::error::PayloadError;
 use actix_web::http::header::HeaderValue;
 use actix_web::http::{ConnectionType, Method};
@@ -19,6 +19,7 @@ use bytes::Bytes;
 use flotilla_raft::Consensus;
 use futures::{FutureExt, Stream};
 use tracing::Instrument;
+use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
@@ -44,7 +45,7 @@ pub(crate) fn app(
     >,
 > {
     let origins = oci.config.cors_origins.clone();
-    let (app, _) = App::new()
+    let (app, api) = App::new()
         .app_data(oci)
         .app_data(consensus)
         .app_data(readiness)
@@ -54,7 +55,9 @@ pub(crate) fn app(
         .into_utoipa_app()
         .configure(described)
         .split_for_parts();
-    app.service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution)).default_service(web::to(nothing_here))
+    app.app_data(web::Data::new(Methods::of(&api)))
+        .service(web::resource(["/v2", "/v2/{path:.*}"]).to(distribution))
+        .default_service(web::to(nothing_here))
 }
 
 /// What pages of these origins may do in a browser: all that other clients may.
@@ -143,8 +146,33 @@ async fn distribution(
     if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
 }
 
-async fn nothing_here(request: HttpRequest) -> HttpResponse {
-    let answer = OciError::no_such_endpoint().error_response();
+/// Which methods the routes have, as the OpenAPI document says.
+struct Methods(Vec<(ResourceDef, String)>);
+
+impl Methods {
+    fn of(api: &OpenApi) -> Self {
+        let methods = api.paths.paths.iter().map(|(path, item)| {
+            let operations =
+                [("GET", &item.get), ("PUT", &item.put), ("POST", &item.post), ("DELETE", &item.delete)].into_iter();
+            let methods: Vec<_> = operations.filter_map(|(name, operation)| operation.as_ref().map(|_| name)).collect();
+            // The one parameter that has slashes.
+            (ResourceDef::new(path.replace("{repository}", "{repository:.+}")), methods.join(", "))
+        });
+        Self(methods.collect())
+    }
+
+    fn allowed(&self, path: &str) -> Option<&str> {
+        self.0.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, methods)| methods.as_str())
+    }
+}
+
+/// No route took the request: it has another method than the resource, or there is no such resource.
+async fn nothing_here(request: HttpRequest, methods: web::Data<Methods>) -> HttpResponse {
+    let error = match methods.allowed(request.path()) {
+        Some(methods) => OciError::method_not_allowed(methods),
+        None => OciError::no_such_endpoint(),
+    };
+    let answer = error.error_response();
     if request.method() == Method::HEAD { oci::strip_body(answer) } else { answer }
 }
 
@@ -234,7 +262,19 @@ impl Stream for UnreadBody {
 
 #[cfg(test)]
 mod tests {
+    use utoipa::openapi::{RefOr, Response};
+
     use super::*;
+
+    #[test]
+    fn resources_say_which_methods_they_have() {
+        let (_, api) = App::new().into_utoipa_app().configure(described).split_for_parts();
+        let methods = Methods::of(&api);
+        assert_eq!(methods.allowed("/api/v1/settings"), Some("GET, PUT"));
+        assert_eq!(methods.allowed("/api/v1/repositories/a/b/tags/v1/rollback"), Some("POST"));
+        assert_eq!(methods.allowed("/metrics"), Some("GET"));
+        assert_eq!(methods.allowed("/api/v1/nothing"), None);
+    }
 
     /// What the routes themselves say. `UPDATE_OPENAPI=1` writes it to docs/, where the difference is reviewed.
     #[test]
@@ -244,6 +284,19 @@ mod tests {
         api.info.version = env!("CARGO_PKG_VERSION").into();
         api.info.description = Some("docs/api.md says what each does.".into());
         api.info.license = None;
+        for item in api.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                let error = |text: &str| RefOr::T(Response::new(text));
+                let others = operation.responses.responses.entry("4XX".into());
+                others.or_insert_with(|| {
+                    error("The errors of the OCI Distribution Specification, for what is not listed")
+                });
+                let failures = operation.responses.responses.entry("5XX".into());
+                failures
+                    .or_insert_with(|| error("The same form; 503 with `Retry-After` where it is worth trying again"));
+            }
+        }
         let routes = api.to_pretty_json().unwrap() + "\n";
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
         if std::env::var_os("UPDATE_OPENAPI").is_some() {

@@ -9,6 +9,7 @@ mod identity;
 mod memory;
 mod node;
 mod oci;
+mod pace;
 #[cfg(any(fuzzing, test))]
 pub mod properties;
 mod replication;

@@ -5,7 +5,10 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use uuid::Uuid;
 
 /// The header, on requests and on answers.
-pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static(NAME);
+
+/// The same as text, for the headers of other libraries.
+pub(crate) const NAME: &str = "x-request-id";
 
 /// The longest id that is taken from a client, in bytes.
 const LENGTH_MAX: usize = 128;

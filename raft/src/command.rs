@@ -225,6 +225,8 @@ pub struct ManifestPut {
     pub annotations: Vec<(String, String)>,
     /// What must be true of each of the tags.
     pub condition: Option<Condition>,
+    /// Digests that a document of an unknown type mentions: they need not be there, and are kept if they are.
+    pub mentions: Vec<Digest>,
 }
 
 /// What an applied command answers. Every node computes the same.
@@ -332,5 +334,11 @@ pub enum Refusal {
         number: u32,
         /// Why.
         refusal: Box<Refusal>,
+    },
+    /// The manifest is in the repository under another media type.
+    #[error("the manifest is in the repository as {media_type}; delete it to put it as another type")]
+    MediaTypeDiffers {
+        /// The media type that it has.
+        media_type: String,
     },
 }

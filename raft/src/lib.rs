@@ -15,6 +15,7 @@ pub mod consensus;
 #[cfg(test)]
 mod consensus_tests;
 mod forwarding;
+pub mod json;
 mod liveness;
 mod log_store;
 mod member;

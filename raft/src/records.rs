@@ -51,13 +51,15 @@ pub struct ManifestRecord {
     pub untagged_since_ms: u64,
     /// When it came into the repository, by the leader's clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// Digests that a document of an unknown type mentions.
+    pub mentions: Vec<Digest>,
 }
 
 impl ManifestRecord {
     /// The blobs that it keeps from being collected in its repository: each digest once. Children of an index are
     /// manifests, which stay by themselves.
     pub(crate) fn named(&self) -> BTreeSet<Digest> {
-        [&self.blobs, &self.either].into_iter().flatten().copied().collect()
+        [&self.blobs, &self.either, &self.mentions].into_iter().flatten().copied().collect()
     }
 }
 

@@ -92,6 +92,14 @@ impl Registry {
         wire::decode(Kind::Row, &whole).map(Some)
     }
 
+    /// The row that a scan came by; `None` if it went meanwhile.
+    fn scanned<T: serde::de::DeserializeOwned>(&self, key: &[u8], stored: &[u8]) -> Result<Option<T>, StorageError> {
+        match wire::is_kind(Kind::LongRow, stored) {
+            true => self.row(key),
+            false => wire::decode(Kind::Row, stored).map(Some),
+        }
+    }
+
     /// The cluster's id, once it is founded.
     ///
     /// # Errors
@@ -198,8 +206,7 @@ impl Registry {
             if tagged.contains(&digest) || self.store.get(&keys::child(repository, &digest))?.is_some() {
                 return Ok(());
             }
-            let whole = long_rows::join(key, value.to_vec(), |part| self.store.get(part))?;
-            let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
+            let Some(record) = self.scanned::<ManifestRecord>(key, value)? else { return Ok(()) };
             let is_due = rules.untagged_due_ms(repository, record.untagged_since_ms).is_some_and(|due| due <= now_ms);
             let lives_with_subject = match &record.subject {
                 Some(subject) => self.store.get(&keys::manifest(repository, subject))?.is_some(),
@@ -296,8 +303,7 @@ impl Registry {
             if naming.len() == limit {
                 return Ok(());
             }
-            let whole = long_rows::join(key, value.to_vec(), |part| self.store.get(part))?;
-            let record: ManifestRecord = wire::decode(Kind::Row, &whole)?;
+            let Some(record) = self.scanned::<ManifestRecord>(key, value)? else { return Ok(()) };
             if record.named().contains(digest) {
                 let manifest = Digest::from_key(&key[prefix.len()..]);
                 naming.push(manifest.ok_or_else(|| StorageError::Corrupt { what: "key of a manifest".into() })?);
@@ -435,7 +441,7 @@ impl Registry {
     }
 
     /// Up to `limit` manifests of the repository that refer to `subject`, those after `after`, in the order of their
-    /// keys.
+    /// keys. One that is deleted meanwhile is left out.
     ///
     /// # Errors
     /// Damaged data.
@@ -447,15 +453,22 @@ impl Registry {
         limit: usize,
     ) -> Result<Vec<(Digest, Referrer)>, StorageError> {
         let prefix = keys::referrers(repository, subject);
-        let after = after.map(|after| keys::referrer(repository, subject, after));
-        let rows = self.store.scan(&prefix, after.as_deref(), limit)?;
-        let referrer = |(key, stored): (Vec<u8>, Vec<u8>)| {
-            let digest = Digest::from_key(&key[prefix.len()..])
-                .ok_or_else(|| StorageError::Corrupt { what: "key of a referrer".into() })?;
-            let whole = long_rows::join(&key, stored, |part| self.store.get(part))?;
-            Ok((digest, wire::decode(Kind::Row, &whole)?))
-        };
-        rows.into_iter().map(referrer).collect()
+        let mut after = after.map(|after| keys::referrer(repository, subject, after));
+        let mut found = Vec::new();
+        loop {
+            let wanted = limit - found.len();
+            let rows = self.store.scan(&prefix, after.as_deref(), wanted)?;
+            let is_last = rows.len() < wanted;
+            for (key, stored) in &rows {
+                let digest = Digest::from_key(&key[prefix.len()..])
+                    .ok_or_else(|| StorageError::Corrupt { what: "key of a referrer".into() })?;
+                found.extend(self.scanned(key, stored)?.map(|referrer| (digest, referrer)));
+            }
+            if is_last || found.len() == limit {
+                return Ok(found);
+            }
+            after = rows.into_iter().next_back().map(|(key, _)| key);
+        }
     }
 
     /// Up to `limit` repositories in byte order, those after `after`.
@@ -488,14 +501,22 @@ impl Registry {
         {
             let name: RepositoryName = keys::name_of_version(&key, prefix.len())?;
             after = Some(keys::after_versions(&prefix, name.as_str()));
-            // From the one of this revision on: the first is the newest that is not newer.
-            let from = keys::existence(&name, revision.saturating_add(1));
-            let then = self.store.scan(&from[..from.len() - size_of::<u64>()], Some(&from), 1)?.pop();
-            if then.map_or(Ok(false), |(_, is_there)| wire::decode(Kind::Row, &is_there))? {
+            if self.repository_existed(&name, revision)? {
                 repositories.push(name);
             }
         }
         Ok(repositories)
+    }
+
+    /// Whether a repository held something at a revision; see [`Registry::tag_at`].
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn repository_existed(&self, repository: &RepositoryName, revision: u64) -> Result<bool, StorageError> {
+        // From the one of this revision on: the first is the newest that is not newer.
+        let from = keys::existence(repository, revision.saturating_add(1));
+        let then = self.store.scan(&from[..from.len() - size_of::<u64>()], Some(&from), 1)?.pop();
+        then.map_or(Ok(false), |(_, is_there)| wire::decode(Kind::Row, &is_there))
     }
 
     /// Up to `limit` digests that state keeps as files, with their sizes in bytes, those after `after` in key order.

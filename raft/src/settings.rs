@@ -8,6 +8,7 @@ use globset::GlobBuilder;
 pub use globset::{Error as GlobError, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
+use crate::json::{Object, objects};
 use crate::names::{RepositoryName, Tag};
 
 /// The largest document, in bytes.
@@ -30,11 +31,14 @@ const SECONDS_MAX: u64 = 10 * 366 * 24 * 60 * 60;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Tags that may be put once, and then neither moved nor removed.
+    #[serde(deserialize_with = "objects")]
     pub immutable_tags: Vec<ImmutableTags>,
     /// Which manifests may name content that their repository does not hold; the first rule that matches counts.
+    #[serde(deserialize_with = "objects")]
     pub missing_content: Vec<MissingContentRule>,
     /// Which manifests go by themselves when no tag points at them; the first rule that matches counts. Without one they
     /// stay.
+    #[serde(deserialize_with = "objects")]
     pub collect_untagged: Vec<CollectUntagged>,
     /// How long changes and former versions of tags are kept, with the manifests that they name, in seconds.
     pub history_seconds: u64,
@@ -140,8 +144,8 @@ impl Rules {
         if document.len() > DOCUMENT_MAX {
             return Err(InvalidSettings(format!("more than {DOCUMENT_MAX} bytes")));
         }
-        let settings: Settings =
-            serde_json::from_str(document).map_err(|error| InvalidSettings(format!("not valid: {error}")))?;
+        let Object(settings): Object<Settings> =
+            serde_json::from_str(document).map_err(|error| InvalidSettings(error.to_string()))?;
         for (rules, name) in [
             (settings.immutable_tags.len(), "immutable_tags"),
             (settings.missing_content.len(), "missing_content"),

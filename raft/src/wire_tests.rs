@@ -81,6 +81,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         artifact_type: Some("application/example".into()),
         annotations: vec![("a".into(), "b".into())],
         condition: Some(Condition::At(digest("before"))),
+        mentions: vec![digest("mentioned")],
     };
     vec![
         ("found", Command::Found { cluster_id: Uuid::from_u128(9) }),
@@ -184,6 +185,7 @@ fn rows_of_state_keep_their_form() {
         tagged: true,
         untagged_since_ms: 7,
         time_ms: 6,
+        mentions: vec![digest("mentioned")],
     };
     golden("row-manifest", Kind::Row, &manifest);
     golden("row-former", Kind::Row, &FormerManifest { record: manifest, deleted_ms: 6, deleted_at: 5 });

@@ -1,12 +1,13 @@
 //! What operators and orchestrators ask on the client port: probes, metrics, the state of the cluster.
 
-use actix_web::{HttpResponse, get, web};
+use actix_web::{HttpResponse, ResponseError as _, get, web};
 use flotilla_raft::{Consensus, Member, NodeId};
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::metrics::{self, Gauge};
 use super::readiness::Readiness;
 use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
+use crate::oci::error::OciError;
 
 /// The routes of the client port that are not OCI's.
 pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
@@ -66,10 +67,8 @@ async fn metrics_page(consensus: web::Data<Consensus>, gauges: web::Data<Vec<Gau
 async fn cluster(consensus: web::Data<Consensus>) -> HttpResponse {
     match consensus.registry().cluster_id() {
         Ok(Some(cluster_id)) => HttpResponse::Ok().json(state(&consensus, cluster_id.to_string())),
-        Ok(None) => {
-            HttpResponse::ServiceUnavailable().json(serde_json::json!({"error": "this node belongs to no cluster yet"}))
-        }
-        Err(problem) => HttpResponse::InternalServerError().json(serde_json::json!({"error": problem.to_string()})),
+        Ok(None) => OciError::unavailable("this node belongs to no cluster yet").error_response(),
+        Err(problem) => OciError::from(problem).error_response(),
     }
 }
 

@@ -12,19 +12,28 @@ use super::error::{Code, OciError};
 /// # Errors
 /// 400 for any form but `If-Match: "<digest>"`, `If-Match: *` and `If-None-Match: *`.
 pub(super) fn of(request: &HttpRequest) -> Result<Option<Condition>, OciError> {
-    let only = |name: HeaderName| {
-        let mut values = request.headers().get_all(name);
-        match (values.next(), values.next()) {
-            (None, _) => Ok(None),
-            (Some(value), None) => value.to_str().map(|text| Some(text.trim().to_owned())).map_err(|_| refused()),
-            (Some(_), Some(_)) => Err(refused()),
-        }
-    };
+    let only = |name: HeaderName| only(request, name).map_err(|NotOne| refused());
     match (only(IF_MATCH)?, only(IF_NONE_MATCH)?) {
         (None, None) => Ok(None),
         (Some(matching), None) => parse(&matching).map(Some).ok_or_else(refused),
         (None, Some(none)) if none == "*" => Ok(Some(Condition::Absent)),
         _ => Err(refused()),
+    }
+}
+
+/// A header that does not stand there once, as text.
+pub(super) struct NotOne;
+
+/// A header that may stand there once.
+///
+/// # Errors
+/// It stands there more than once, or is no text.
+pub(super) fn only(request: &HttpRequest, name: HeaderName) -> Result<Option<String>, NotOne> {
+    let mut values = request.headers().get_all(name);
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(|text| Some(text.trim().to_owned())).map_err(|_| NotOne),
+        (Some(_), Some(_)) => Err(NotOne),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
-use actix_web::{HttpResponse, ResponseError};
+use actix_web::{HttpResponse, ResponseError, web};
 use flotilla_raft::{InvalidName, ProposeError, ReadError, Refusal};
 use flotilla_storage::{Digest, ParseDigestError, StorageError};
 use serde::Serialize;
@@ -118,9 +118,9 @@ impl OciError {
     }
 
     /// 405, naming the methods that the resource has.
-    pub(crate) fn method_not_allowed(methods: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(methods: &str) -> Self {
         let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, format!("methods here: {methods}"));
-        error.header(ALLOW, HeaderValue::from_static(methods))
+        error.header(ALLOW, checked(methods))
     }
 
     /// 413 for a body over its limit.
@@ -229,6 +229,7 @@ impl From<Refusal> for OciError {
             Refusal::ContentMissing(digests) => content_missing(&digests),
             Refusal::ConditionFailed { current, .. } => condition_failed(message, current),
             Refusal::TagImmutable { .. } => Self::new(StatusCode::FORBIDDEN, Code::Denied, message),
+            Refusal::MediaTypeDiffers { .. } => Self::bad_request(Code::ManifestInvalid, message),
             Refusal::SettingsChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::SettingsInvalid(_) => Self::bad_request(Code::Unsupported, message),
             Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),
@@ -308,6 +309,18 @@ impl From<PayloadError> for OciError {
 
 fn outcome_unknown() -> OciError {
     OciError::unavailable("the outcome is not known: the change may still take effect; ask, or send it again")
+}
+
+/// Does work that takes a while on a thread for such work.
+///
+/// # Errors
+/// The work's own; 503 while the node stops.
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, OciError>
+where
+    T: Send + 'static,
+    E: Into<OciError> + Send + 'static,
+{
+    web::block(work).await.map_err(|_| stopping())?.map_err(Into::into)
 }
 
 fn stopping() -> OciError {

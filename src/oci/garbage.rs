@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::changes::rfc3339;
-use super::error::{Code, OciError};
+use super::error::{Code, OciError, blocking};
 use super::extract::query;
 use super::{FLOTILLA_REVISION, Oci, decimal};
 
@@ -40,8 +40,7 @@ async fn plan(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse,
     let limit = limit.map_or(PLAN_MAX, |limit| limit.min(PLAN_MAX));
     let freshness = oci.catch_up().await?;
     let registry = oci.consensus.registry().clone();
-    let found = web::block(move || registry.garbage(limit + 1)).await;
-    let mut found = found.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    let mut found = blocking(move || registry.garbage(limit + 1)).await?;
     let more = found.len() > limit;
     found.truncate(limit);
     let (rules, now_ms) = (oci.consensus.rules(), oci.consensus.now_ms());
@@ -121,8 +120,7 @@ async fn explain(oci: web::Data<Oci>, digest: web::Path<String>) -> Result<HttpR
     let digest: Digest = digest.parse()?;
     let freshness = oci.catch_up().await?;
     let registry = oci.consensus.registry().clone();
-    let found = web::block(move || registry.whereabouts(&digest, PLACES_MAX)).await;
-    let found: Whereabouts = found.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    let found: Whereabouts = blocking(move || registry.whereabouts(&digest, PLACES_MAX)).await?;
     let unknown = || OciError::blob_unknown(&digest).revision(oci.consensus.applied_index());
     let (size, unused_since) = found.blob.ok_or_else(|| freshness.missing(unknown()))?;
     let rules = oci.consensus.rules();

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_storage::Digest;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -44,6 +45,8 @@ pub(super) struct ManifestDocument {
     pub(super) artifact_type: Option<String>,
     /// Its annotations, where it has a subject.
     pub(super) annotations: Vec<(String, String)>,
+    /// What a document of an unknown type mentions, if it is JSON.
+    pub(super) mentions: Vec<Digest>,
 }
 
 /// Why a document cannot be taken; reads after «the manifest is not valid:».
@@ -71,8 +74,8 @@ impl ManifestDocument {
         match media_type.as_str() {
             OCI_MANIFEST | DOCKER_MANIFEST => Self::image(media_type, &fields?),
             OCI_INDEX | DOCKER_LIST => Self::index(media_type, &fields?),
-            // Of other documents nothing is known, and nothing is asked.
-            _ => Ok(Self { media_type, ..Self::default() }),
+            // Of other documents nothing is known, and nothing is asked. What they mention is kept.
+            _ => Ok(Self { media_type, mentions: mentions(text)?, ..Self::default() }),
         }
     }
 
@@ -115,8 +118,27 @@ impl ManifestDocument {
             subject,
             artifact_type,
             annotations,
+            mentions: Vec::new(),
         })
     }
+}
+
+/// Every digest that is a value somewhere in a JSON document; none of any other document.
+fn mentions(text: &[u8]) -> Result<Vec<Digest>, Reason> {
+    let document: Value = serde_json::from_slice(text).unwrap_or_default();
+    let (mut found, mut rest) = (BTreeSet::new(), vec![&document]);
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::String(text) => found.extend(text.parse::<Digest>().ok()),
+            Value::Array(values) => rest.extend(values),
+            Value::Object(fields) => rest.extend(fields.values()),
+            _ => {}
+        }
+        if found.len() > DESCRIPTORS_MAX {
+            return Err(format!("it mentions more than {DESCRIPTORS_MAX} digests"));
+        }
+    }
+    Ok(found.into_iter().collect())
 }
 
 /// A media type without its parameters.
@@ -178,9 +200,9 @@ impl<'a> Fields<'a> {
     /// What is no text is passed over: annotations are for people, and odd ones are in the field.
     fn annotations(&self) -> Vec<(String, String)> {
         let Some(json) = self.get("annotations") else { return Vec::new() };
-        let annotations: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
+        let annotations: BTreeMap<String, Value> = serde_json::from_str(json).unwrap_or_default();
         let texts = annotations.into_iter().filter_map(|(key, value)| match value {
-            serde_json::Value::String(text) => Some((key, text)),
+            Value::String(text) => Some((key, text)),
             _ => None,
         });
         texts.collect()

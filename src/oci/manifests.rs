@@ -10,7 +10,7 @@ use flotilla_storage::{Algorithm, Digest};
 use uuid::Uuid;
 
 use super::content::{self, Content, read_body};
-use super::error::{Code, OciError};
+use super::error::{Code, OciError, blocking};
 use super::extract::{Reference, query_all};
 use super::manifest_document::ManifestDocument;
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
@@ -20,7 +20,7 @@ const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
 /// The most `tag` parameters of one PUT; the specification asks for ten.
-const TAG_PARAMETERS_MAX: usize = 100;
+const TAG_PARAMETERS_MAX: usize = 50;
 
 /// How often a push begins again because nodes that had taken its bytes left the cluster or collected them meanwhile.
 const ATTEMPTS: usize = 3;
@@ -144,6 +144,7 @@ pub(crate) async fn put(
         artifact_type: document.artifact_type,
         annotations: document.annotations,
         condition,
+        mentions: document.mentions,
     };
     let subject = put.subject;
     let stored = propose(oci, put, &bytes).await?;
@@ -204,7 +205,7 @@ async fn examine(
     if few {
         return examine();
     }
-    web::block(examine).await.map_err(|_| OciError::unavailable("this node is stopping"))?
+    blocking(examine).await
 }
 
 fn invalid(reason: impl std::fmt::Display) -> OciError {

@@ -5,7 +5,7 @@ mod catalog;
 pub(crate) mod changes;
 mod condition;
 mod content;
-mod error;
+pub(crate) mod error;
 mod extract;
 pub(crate) mod garbage;
 mod manifest_document;
@@ -100,7 +100,8 @@ impl Oci {
         }
     }
 
-    /// A look-up of what never changes once it is there: a local yes is enough, a local no is confirmed by all.
+    /// A look-up by digest: a local yes is enough (a removal was acknowledged when every node that answers had applied
+    /// it), a local no is confirmed by all.
     async fn find<T>(&self, look: impl Fn() -> Result<Option<T>, OciError>) -> Result<Option<T>, OciError> {
         if let Some(found) = look()? {
             return Ok(Some(found));

@@ -1,12 +1,12 @@
 //! Reads in the past: `?revision=` on a tag or a list of tags, as far back as changes are kept.
 
+use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, web};
 use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::Digest;
 
 use super::Oci;
-use super::error::{Code, OciError};
+use super::error::{Code, OciError, blocking};
 use super::extract::query;
 
 /// The revision that a request asks for, applied here by now. What was true at a revision never changes, so no
@@ -28,17 +28,31 @@ pub(super) async fn revision(oci: &Oci, request: &HttpRequest) -> Result<Option<
 /// # Errors
 /// As [`revision`].
 pub(super) async fn reach(oci: &Oci, revision: u64) -> Result<(), OciError> {
+    come(oci, revision).await?;
+    still_kept(oci, revision)
+}
+
+/// Makes sure that a revision is applied here.
+///
+/// # Errors
+/// 400 for one in the future, 503 where that is not known.
+pub(super) async fn come(oci: &Oci, revision: u64) -> Result<(), OciError> {
     if revision > oci.consensus.applied_index() {
         oci.consensus.read_barrier().await?;
     }
     if revision > oci.consensus.applied_index() {
         return Err(OciError::bad_request(Code::Unsupported, format!("revision {revision} is still to come")));
     }
-    let oldest = oci.consensus.registry().history_floor()?;
-    if revision < oldest {
-        return Err(forgotten(revision, oldest));
-    }
     Ok(())
+}
+
+/// Makes sure that nothing of a revision was forgotten up to now: what was read before is right.
+///
+/// # Errors
+/// 410 for one that is forgotten.
+pub(super) fn still_kept(oci: &Oci, revision: u64) -> Result<(), OciError> {
+    let oldest = oci.consensus.registry().history_floor()?;
+    if revision < oldest { Err(forgotten(revision, oldest)) } else { Ok(()) }
 }
 
 /// What a tag was at a revision that is [reached](reach); `None` where there was none.
@@ -52,8 +66,8 @@ pub(super) async fn tag_at(
     revision: u64,
 ) -> Result<Option<(u64, Digest)>, OciError> {
     let (registry, repository, tag) = (oci.consensus.registry().clone(), repository.clone(), tag.clone());
-    let found = web::block(move || registry.tag_at(&repository, &tag, revision)).await;
-    let found = found.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    let found = blocking(move || registry.tag_at(&repository, &tag, revision)).await?;
+    still_kept(oci, revision)?;
     Ok(found.and_then(|(began, version)| Some((began, version.digest?))))
 }
 

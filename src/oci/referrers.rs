@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse};
 use flotilla_raft::{Referrer, Registry, RepositoryName, Tag};
 use flotilla_storage::{Digest, StorageError};
 use serde_json::{Map, Value, json};
 
 use super::content::Content;
-use super::error::OciError;
+use super::error::{OciError, blocking};
 use super::extract::{encoded, query, query_all};
 use super::manifest_document::OCI_INDEX;
 use super::{FLOTILLA_REVISION, Oci, checked, decimal};
@@ -39,8 +39,7 @@ pub(crate) async fn list(
     let freshness = oci.catch_up().await?;
     let revision = oci.consensus.applied_index();
     let (registry, name, wanted) = (oci.consensus.registry().clone(), repository.clone(), types.clone());
-    let found = web::block(move || Found::look(&registry, &name, &subject, after, &wanted)).await;
-    let mut found = found.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    let mut found = blocking(move || Found::look(&registry, &name, &subject, after, &wanted)).await?;
     if found.next.is_none() {
         found.add_listed_by_tag(oci, repository, &subject, &types).await?;
     }
@@ -136,8 +135,7 @@ impl Found {
         let body = content.read(oci).await?;
         let (registry, name, subject, types) = (registry.clone(), repository.clone(), *subject, types.to_vec());
         // An old index may name thousands.
-        let listed = web::block(move || listed_by_tag(&registry, &name, &subject, &types, &body)).await;
-        for descriptor in listed.map_err(|_| OciError::unavailable("this node is stopping"))?? {
+        for descriptor in blocking(move || listed_by_tag(&registry, &name, &subject, &types, &body)).await? {
             self.bytes += descriptor.to_string().len();
             if self.bytes > PAGE_BYTES {
                 break;

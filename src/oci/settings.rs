@@ -1,16 +1,16 @@
 //! The settings that all nodes share, over HTTP: read, and replaced as a whole.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, ETAG, IF_MATCH};
+use actix_web::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use flotilla_raft::Command;
 use flotilla_raft::settings::DOCUMENT_MAX;
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
+use super::condition;
 use super::content::read_body;
 use super::error::{Code, OciError};
-use super::extract::header;
 use super::{FLOTILLA_REVISION, Oci, checked, decimal};
 
 /// What stands for settings that nobody put.
@@ -40,7 +40,10 @@ async fn get_settings(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
 
 /// `PUT /api/v1/settings`: replaces the document; `If-Match` says which revision is replaced.
 #[utoipa::path(
-    params(("if-match" = Option<String>, Header, description = "The revision that is replaced, as `ETag` had it")),
+    params(
+        ("if-match" = Option<String>, Header, description = "The revision that is replaced, as `ETag` had it"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: only if none was put yet"),
+    ),
     request_body(content = Object, description = "The whole document"),
     responses(
         (status = 204, description = "Replaced; `ETag` is the new revision"),
@@ -54,7 +57,7 @@ async fn put_settings(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
-    let expected = header(&request, IF_MATCH).map(revision).transpose()?;
+    let expected = expected(&request)?;
     let (limit, pause) = (DOCUMENT_MAX as u64, oci.config.body_timeout);
     let body = read_body(&request, payload, limit, pause, &mut oci.bodies.share()).await?;
     let document = String::from_utf8(body.to_vec()).map_err(|_| refused("the document is not UTF-8"))?;
@@ -65,9 +68,20 @@ async fn put_settings(
     Ok(answered.insert_header((ETAG, checked(format_args!("\"{}\"", answer.revision)))).finish())
 }
 
-fn revision(text: &str) -> Result<u64, OciError> {
-    let number = text.trim().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    number.and_then(|number| number.parse().ok()).ok_or_else(|| refused("If-Match must be the ETag of a former answer"))
+/// The revision that a request wants to replace, 0 for none; any where it says nothing.
+fn expected(request: &HttpRequest) -> Result<Option<u64>, OciError> {
+    let odd =
+        || refused("a condition is If-Match with the ETag of a former answer, or If-None-Match: *, and one of them");
+    let only = |name| condition::only(request, name).map_err(|_| odd());
+    match (only(IF_MATCH)?, only(IF_NONE_MATCH)?) {
+        (None, None) => Ok(None),
+        (None, Some(none)) if none == "*" => Ok(Some(0)),
+        (Some(etag), None) => {
+            let number = etag.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+            number.and_then(|number| number.parse().ok()).map(Some).ok_or_else(odd)
+        }
+        _ => Err(odd()),
+    }
 }
 
 fn refused(message: &str) -> OciError {

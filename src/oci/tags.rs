@@ -1,12 +1,12 @@
 //! The list of a repository's tags, and what both lists have in common: pages.
 
 use actix_web::http::header::{HeaderValue, LINK};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse};
 use flotilla_raft::{Registry, RepositoryName};
 use flotilla_storage::StorageError;
 use serde_json::json;
 
-use super::error::{Code, OciError};
+use super::error::{Code, OciError, blocking};
 use super::extract::{encoded, query};
 use super::past;
 use super::{FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
@@ -24,11 +24,16 @@ pub(crate) async fn list(
     let past = past::revision(oci, request).await?;
     let name = repository.clone();
     let look = move |registry: &Registry, after: Option<&str>, limit: usize| {
-        let tags = match past {
-            Some(revision) => registry.tags_at(&name, revision, after, limit)?,
-            None => registry.tags(&name, after, limit)?,
+        let (tags, is_known) = match past {
+            Some(revision) => {
+                (registry.tags_at(&name, revision, after, limit)?, registry.repository_existed(&name, revision)?)
+            }
+            None => {
+                let tags = registry.tags(&name, after, limit)?;
+                let is_known = !tags.is_empty() || registry.repository_exists(&name)?;
+                (tags, is_known)
+            }
         };
-        let is_known = !tags.is_empty() || registry.repository_exists(&name)?;
         Ok(is_known.then(|| tags.into_iter().map(String::from).collect()))
     };
     let unknown = || OciError::not_found(Code::NameUnknown, format!("repository {repository} is not known"));
@@ -82,9 +87,10 @@ impl Page {
         let registry = oci.consensus.registry().clone();
         let Self { limit, after, past } = self;
         // One more than is shown tells whether there are more.
-        let found = web::block(move || look(&registry, after.as_deref(), limit + 1))
-            .await
-            .map_err(|_| OciError::unavailable("this node is stopping"))??;
+        let found = blocking(move || look(&registry, after.as_deref(), limit + 1)).await?;
+        if let Some(revision) = past {
+            past::still_kept(oci, revision)?;
+        }
         let found = found.ok_or_else(|| freshness.missing(unknown().revision(revision)))?;
         let mut entries: Vec<&str> = found.iter().map(String::as_str).collect();
         let more = entries.len() > limit;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use tokio::time::timeout;
+
+use crate::pace::Pace;
 
 /// The largest piece in bytes, used while few transfers run. Half of a core's cache here: a piece is hashed, written
 /// and sent while it is warm.
@@ -118,8 +119,8 @@ impl Drop for Buffer {
 /// Why a body did not come whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The sender let the time limit pass without sending a byte.
-    #[error("no byte came within the time limit")]
+    /// The sender let the time limit pass without sending a byte, or sends too slowly.
+    #[error("the body came too slowly")]
     Stalled,
     /// The connection ended before the body did.
     #[error("the body ended early")]
@@ -132,6 +133,7 @@ pub(crate) struct Pieces<S> {
     /// What did not fit into the last piece.
     rest: Bytes,
     stall: Duration,
+    pace: Pace,
     transfer: Transfer,
     ended: bool,
 }
@@ -142,7 +144,7 @@ where
 {
     /// Pieces of `chunks`, of which the next one must come within `stall`.
     pub(super) fn new(chunks: S, stall: Duration) -> Self {
-        Self { chunks, rest: Bytes::new(), stall, transfer: Transfer::begin(), ended: false }
+        Self { chunks, rest: Bytes::new(), stall, pace: Pace::new(stall), transfer: Transfer::begin(), ended: false }
     }
 
     /// The next piece; `None` at the end of the body.
@@ -189,15 +191,18 @@ where
             return Chunk::Bytes(std::mem::take(&mut self.rest));
         }
         while !self.ended {
-            match timeout(limit, self.chunks.next()).await {
-                Ok(Some(Ok(chunk))) if chunk.is_empty() => {}
-                Ok(Some(Ok(chunk))) => return Chunk::Bytes(chunk),
-                Ok(Some(Err(_))) => {
+            match self.pace.wait(limit, self.chunks.next()).await {
+                Some(Some(Ok(chunk))) if chunk.is_empty() => {}
+                Some(Some(Ok(chunk))) => {
+                    self.pace.came(chunk.len());
+                    return Chunk::Bytes(chunk);
+                }
+                Some(Some(Err(_))) => {
                     self.ended = true;
                     return Chunk::Broken;
                 }
-                Ok(None) => self.ended = true,
-                Err(_) => return Chunk::Late,
+                Some(None) => self.ended = true,
+                None => return Chunk::Late,
             }
         }
         Chunk::End

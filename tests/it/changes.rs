@@ -286,10 +286,21 @@ fn settings_are_shared_and_tags_that_they_keep_do_not_move() -> Result<()> {
         let path = "/api/v1/settings";
         let none = clients[0].get(path).await?.expect(&[200])?;
         has(&none, "etag", "\"0\"")?;
+        for (headers, document) in [
+            (&[][..], "[]"),
+            (&[], r#"{"immutable_tags": [["name", "prod/**", "v*"]]}"#),
+            (&[("if-match", "*")], "{}"),
+            (&[("if-match", "\"0\""), ("if-match", "\"0\"")], "{}"),
+            (&[("if-match", "\"0\""), ("if-none-match", "*")], "{}"),
+        ] {
+            want(&clients[0], Method::PUT, path, headers, document, &[400]).await?;
+        }
         let document = r#"{"immutable_tags": [{"name": "releases", "repositories": "prod/**", "tags": "v*"}],
             "missing_content": [{"repositories": "mirror/**", "mode": "all"}]}"#;
         let set = want(&clients[1], Method::PUT, path, &[("if-match", "\"0\"")], document, &[204]).await?;
-        want(&clients[2], Method::PUT, path, &[("if-match", "\"0\"")], "{}", &[412]).await?;
+        for none_yet in [("if-match", "\"0\""), ("if-none-match", "*")] {
+            want(&clients[2], Method::PUT, path, &[none_yet], "{}", &[412]).await?;
+        }
         is_error(
             &want(&clients[2], Method::PUT, path, &[], r#"{"imutable": []}"#, &[400]).await?,
             &[400],
@@ -314,6 +325,20 @@ fn settings_are_shared_and_tags_that_they_keep_do_not_move() -> Result<()> {
             let path = format!("/v2/{repository}/manifests/v1");
             want(&clients[0], Method::PUT, &path, &[("content-type", OCI_MANIFEST)], sparse.to_string(), &[status])
                 .await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_watcher_is_told_what_it_cannot_have() -> Result<()> {
+    on_cluster(async |cluster| {
+        for client in each(cluster) {
+            for odd in ["since=99999999", "since=99999999&wait=1", "since=x", "repository=", "repository=[", "wait=x"] {
+                is_error(&client.get(&format!("/api/v1/watch?{odd}")).await?, &[400], &["UNSUPPORTED"])?;
+            }
+            let long = "a*".repeat(300);
+            is_error(&client.get(&format!("/api/v1/watch?repository={long}")).await?, &[400], &["UNSUPPORTED"])?;
         }
         Ok(())
     })
@@ -350,6 +375,11 @@ fn the_catalog_can_be_read_as_it_was() -> Result<()> {
                 }
                 found.retain(|name| name.starts_with("catalog-then/"));
                 ensure!(found == wanted, "at {then}: {found:?}, wanted {wanted:?}");
+                for name in names {
+                    // The list of tags knows the same repositories.
+                    let status = if wanted.contains(&name) { 200 } else { 404 };
+                    client.get(&format!("/v2/{name}/tags/list?revision={then}")).await?.expect(&[status])?;
+                }
             }
         }
         Ok(())

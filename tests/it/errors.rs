@@ -26,6 +26,14 @@ fn c31_errors_are_json_that_clients_can_read() -> Result<()> {
             ensure!(head.header("content-type") == get.header("content-type"), "{:?}", head.headers);
             is_error(&client.get(&format!("/v2/{repository}/nonsense")).await?, &[404], &[])?;
             is_error(&client.get("/v2/nonsense").await?, &[404], &[])?;
+            for (method, path, methods) in [
+                (Method::DELETE, "/api/v1/watch", "GET"),
+                (Method::POST, "/api/v1/settings", "GET, PUT"),
+                (Method::GET, "/api/v1/repositories/a/b/tags/v/rollback", "POST"),
+            ] {
+                let other = want(&client, method, path, &[], "", &[405]).await?;
+                ensure!(other.header("allow") == Some(methods), "{path}: {:?}", other.header("allow"));
+            }
             let large = Bytes::from(vec![b' '; 5 << 20]);
             is_error(&client.put_manifest(repository, "large", OCI_MANIFEST, large).await?, &[413], &[])?;
         }

@@ -105,6 +105,38 @@ fn what_nothing_names_goes_from_every_node_and_the_rest_stays() -> Result<()> {
 }
 
 #[test]
+fn what_a_document_of_an_unknown_type_mentions_stays() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let (repository, clients) = ("gc/unknown", each(cluster));
+        let blobs: Vec<_> = (0..3).map(|_| random_bytes(&mut rand::rng(), 100)).collect();
+        for blob in &blobs {
+            clients[0].push_blob(repository, blob, Way::Put).await?;
+        }
+        let (artifact, odd) = ("application/vnd.oci.artifact.manifest.v1+json", "application/vnd.example.odd");
+        let document = json!({"mediaType": artifact, "blobs": [descriptor("a/b", &blobs[0])]}).to_string();
+        clients[1].put_manifest(repository, "artifact", artifact, document.into()).await?.expect(&[201])?;
+        let document = Bytes::from(json!({"deep": [{"in": {"it": sha256(&blobs[1])}}]}).to_string());
+        let digest = sha256(&document);
+        clients[2].put_manifest(repository, &digest, odd, document.clone()).await?.expect(&[201])?;
+        let refused = clients[0].put_manifest(repository, "image", OCI_MANIFEST, document).await?;
+        is_error(&refused, &[400], &["MANIFEST_INVALID"])?;
+
+        settings(cluster, 1, 1).await?;
+        let path = |blob: &Bytes| format!("/v2/{repository}/blobs/{}", sha256(blob));
+        wait::until_ok(SOON, "the blob that nothing mentions is gone", async || {
+            clients[0].post("/api/v1/gc/run").await?.expect(&[200])?;
+            clients[0].get(&path(&blobs[2])).await?.expect(&[404])?;
+            Ok(())
+        })
+        .await?;
+        for (client, blob) in clients.iter().zip(&blobs[..2]) {
+            client.get(&path(blob)).await?.expect(&[200])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_head_begins_the_time_of_an_unused_blob_anew() -> Result<()> {
     on_own_cluster(async |cluster| {
         let (repository, clients) = ("gc/touched", each(cluster));

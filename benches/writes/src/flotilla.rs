@@ -326,6 +326,7 @@ fn manifest_puts() -> Result<[ManifestPut; 2]> {
         artifact_type: None,
         annotations: Vec::new(),
         condition: None,
+        mentions: Vec::new(),
     }))
 }
 

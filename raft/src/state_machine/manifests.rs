@@ -8,7 +8,7 @@ use super::blobs::{bytes_missing, keep_body};
 use super::{Applied, State, garbage, history, keys, tags};
 use crate::command::{Body, Collected, ManifestPut, Outcome, Refusal};
 use crate::names::{RepositoryName, Tag};
-use crate::records::{Changed, ManifestRecord, Referrer, TagRecord};
+use crate::records::{BlobRecord, Changed, ManifestRecord, Referrer, TagRecord};
 use crate::settings::MissingContent;
 use crate::wire::{self, Kind};
 
@@ -26,12 +26,15 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     if let Some(refusal) = bytes_missing(state, &put.digest, &put.body)? {
         return Ok(Err(refusal));
     }
-    let mut blob = keep_body(state, &put.digest, put.size, &put.body)?;
     let key = keys::manifest(&put.repository, &put.digest);
-    // What a digest names never changes, not even its media type: a look-up by digest trusts what it finds. Whoever
-    // pushed under a wrong type deletes the manifest first.
-    // A digest that is no manifest of any repository need not be looked for in this one.
-    let is_new = blob.manifests == 0 || !state.exists(&key)?;
+    let present = present(state, &key, &put.digest)?;
+    // What a digest names never changes, not even its media type: a look-up by digest trusts what it finds, and what the
+    // document names was read by that type.
+    if let Some(present) = present.as_ref().filter(|present| present.media_type != put.media_type) {
+        return Ok(Err(Refusal::MediaTypeDiffers { media_type: present.media_type.clone() }));
+    }
+    let is_new = present.is_none();
+    let mut blob = keep_body(state, &put.digest, put.size, &put.body)?;
     if is_new {
         blob.manifests += 1;
     }
@@ -53,6 +56,12 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
         tags::put(state, &put.repository, tag, &put.digest)?;
     }
     Ok(Ok(Outcome::Done))
+}
+
+/// The manifest as the repository has it. One that is no manifest of any repository need not be looked for in this one.
+fn present(state: &State<'_>, key: &[u8], digest: &Digest) -> Result<Option<ManifestRecord>, StorageError> {
+    let blob: Option<BlobRecord> = state.get(&keys::blob(digest))?;
+    if blob.is_some_and(|blob| blob.manifests > 0) { state.get(key) } else { Ok(None) }
 }
 
 /// Removes a manifest and every tag that points at it. Its bytes stay until they are collected.
@@ -195,5 +204,6 @@ fn record(put: &ManifestPut, state: &State<'_>) -> ManifestRecord {
         tagged: !put.tags.is_empty(),
         untagged_since_ms: state.time_ms(),
         time_ms: state.time_ms(),
+        mentions: put.mentions.clone(),
     }
 }

@@ -125,7 +125,7 @@ fn change(word: &str) -> TagChange {
 }
 
 /// `link REPO NAME BODY` (`file:HOLDERS[@PROMISED]` for a file) · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
-/// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT]]]` · `delete-tag REPO TAG [CONDITION]` ·
+/// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT [TYPE [MENTIONS]]]]]` · `delete-tag REPO TAG [CONDITION]` ·
 /// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT` · `touch REPO NAME` ·
 /// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES`
 fn command(line: &str) -> Command {
@@ -160,7 +160,7 @@ fn command(line: &str) -> Command {
         "put" => Command::PutManifest(Box::new(ManifestPut {
             repository,
             digest: digest(words[2]),
-            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            media_type: words.get(8).unwrap_or(&"application/vnd.oci.image.manifest.v1+json").to_string(),
             size: words[2].len() as u64,
             body: body(words[2]),
             tags: if words[3] == "-" {
@@ -175,6 +175,7 @@ fn command(line: &str) -> Command {
             artifact_type: None,
             annotations: Vec::new(),
             condition: condition(words.get(6)),
+            mentions: list(words.get(9)),
         })),
         other => panic!("no command {other}"),
     }

@@ -2,13 +2,14 @@
 
 use actix_web::http::header::LINK;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use flotilla_raft::json::Object;
 use flotilla_raft::{RepositoryName, Tag, TagChange, TagVersion};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{propose, rfc3339};
 use crate::oci::content::read_body;
-use crate::oci::error::{Code, OciError};
+use crate::oci::error::{Code, OciError, blocking};
 use crate::oci::extract::query;
 use crate::oci::{FLOTILLA_REVISION, Oci, checked, condition, decimal, past};
 
@@ -49,8 +50,7 @@ pub(super) async fn history(
     let freshness = oci.catch_up().await?;
     let registry = oci.consensus.registry().clone();
     let (name, wanted) = (repository.clone(), tag.clone());
-    let versions = web::block(move || registry.tag_history(&name, &wanted, before, limit + 1)).await;
-    let mut versions = versions.map_err(|_| OciError::unavailable("this node is stopping"))??;
+    let mut versions = blocking(move || registry.tag_history(&name, &wanted, before, limit + 1)).await?;
     if versions.is_empty() && before.is_none() {
         return Err(freshness.missing(OciError::manifest_unknown(&tag)));
     }
@@ -112,7 +112,7 @@ pub(super) async fn rollback(
     let (repository, tag) = parsed(path)?;
     let condition = condition::of(&request)?;
     let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
-    let Rollback { revision } = serde_json::from_slice(&body)
+    let Object(Rollback { revision }) = serde_json::from_slice(&body)
         .map_err(|error| OciError::bad_request(Code::Unsupported, format!("not {{\"revision\": N}}: {error}")))?;
     past::reach(&oci, revision).await?;
     let then = past::tag_at(&oci, &repository, &tag, revision).await?;

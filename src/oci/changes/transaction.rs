@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use actix_web::{HttpRequest, HttpResponse, post, web};
+use flotilla_raft::json::{Object, objects};
 use flotilla_raft::{Condition, TagChange};
 use flotilla_storage::Digest;
 use serde::Deserialize;
@@ -22,6 +23,7 @@ const BODY_MAX: u64 = 1 << 20;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Transaction {
+    #[serde(deserialize_with = "objects")]
     changes: Vec<Change>,
 }
 
@@ -54,7 +56,8 @@ pub(super) async fn change_tags(
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
     let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
-    let transaction: Transaction = serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))?;
+    let Object(transaction): Object<Transaction> =
+        serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))?;
     let changes = checked(transaction.changes)?;
     let revision = propose(&oci, changes).await?;
     let shown = json!({ "revision": revision });
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Vec<TagChange>, String> {
-        let read: Transaction = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let Object(read): Object<Transaction> = serde_json::from_str(json).map_err(|error| error.to_string())?;
         checked(read.changes).map_err(|error| error.to_string())
     }
 
@@ -128,5 +131,7 @@ mod tests {
         assert!(read(bad).unwrap_err().contains("change 1"));
         assert!(read(r#"{"changes":[{"repository":"a","tag":"v","if_match":"x"}]}"#).is_err());
         assert!(read(r#"{"changes":[{"repository":"a","tag":"v","digets":"x"}]}"#).is_err());
+        assert!(read(r#"{"changes":[["a","v",null,null,null]]}"#).is_err(), "a list is no object");
+        assert!(read(r#"[[{"repository":"a","tag":"v"}]]"#).is_err());
     }
 }

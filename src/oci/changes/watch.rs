@@ -23,6 +23,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The longest that a poll waits.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// The longest pattern over repositories, in bytes: what it compiles to is kept for each watcher.
+const PATTERN_MAX: usize = 512;
+
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `since` (or `Last-Event-ID`) is a revision, or the id of an event: what comes after it is told. Without it, what
@@ -42,14 +45,24 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 )]
 #[get("/api/v1/watch")]
 pub(super) async fn watch(oci: web::Data<Oci>, request: HttpRequest) -> Result<HttpResponse, OciError> {
-    let wanted = Wanted::parse(query(&request, "repository").as_deref().unwrap_or("**"));
-    let wanted = wanted.map_err(|error| OciError::bad_request(Code::Unsupported, format!("repository: {error}")))?;
+    let pattern = query(&request, "repository");
+    let pattern = pattern.as_deref().unwrap_or("**");
+    if pattern.is_empty() || pattern.len() > PATTERN_MAX {
+        let message = format!("repository: a pattern has 1 to {PATTERN_MAX} bytes");
+        return Err(OciError::bad_request(Code::Unsupported, message));
+    }
+    let wanted = Wanted::parse(pattern)
+        .map_err(|error| OciError::bad_request(Code::Unsupported, format!("repository: {error}")))?;
     let wait = query(&request, "wait").map(|text| seconds(&text)).transpose()?;
     // Before the first look into state: what is applied after that look is in the feed.
     let seat = oci.feed.join(wanted).ok_or_else(|| OciError::busy("as many as may watch this node do"))?;
     let since = header(&request, LAST_EVENT_ID).map(Into::into).or_else(|| query(&request, "since"));
     let place = match since {
-        Some(text) => place(&text)?,
+        Some(text) => {
+            let place = place(&text)?;
+            past::come(&oci, place.revision).await?;
+            place
+        }
         None => {
             oci.consensus.read_barrier().await?;
             Place::after(oci.consensus.applied_index())
@@ -131,6 +144,7 @@ impl Watcher {
     async fn poll(mut self, wait: Duration) -> Result<HttpResponse, OciError> {
         let mut events = Vec::new();
         if self.next(Instant::now() + wait, |event| events.push(event.shown())).await == Next::End {
+            check_kept(&self.oci, self.place)?;
             return Err(OciError::unavailable("this node is stopping"));
         }
         let next = self.place.to_string();
@@ -158,13 +172,17 @@ impl Watcher {
 
     /// How many events it told.
     async fn read_state(&mut self, tell: &mut impl FnMut(&Event)) -> Result<usize, Next> {
-        if self.oci.stop.is_cancelled() || check_kept(&self.oci, self.place).is_err() {
+        if self.oci.stop.is_cancelled() {
             return Err(Next::End);
         }
         let (registry, after) = (self.oci.consensus.registry().clone(), self.place);
         let Ok(Ok(changes)) = web::block(move || registry.changes(after, BATCH_MAX)).await else {
             return Err(Next::End);
         };
+        // Only now: some may have been forgotten while they were read.
+        if check_kept(&self.oci, self.place).is_err() {
+            return Err(Next::End);
+        }
         self.is_behind = changes.len() == BATCH_MAX;
         let mut told = 0;
         for (place, change) in changes {

@@ -7,11 +7,11 @@ use actix_web::error::PayloadError;
 use actix_web::http::header::CONTENT_LENGTH;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use tokio::time::timeout;
 
 use crate::memory::Share;
 use crate::oci::error::OciError;
 use crate::oci::extract;
+use crate::pace::Pace;
 
 /// The most memory that is set aside on a client's word alone.
 const PROMISE_MAX: u64 = 64 * 1024;
@@ -19,7 +19,7 @@ const PROMISE_MAX: u64 = 64 * 1024;
 /// Reads a request's whole body, with or without a length.
 ///
 /// # Errors
-/// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause`, 400 if the
+/// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause` or all of it comes too slowly, 400 if the
 /// body ends early, 429 if the bodies of other requests fill the memory that `share` is taken from.
 pub(crate) async fn read_body<S>(
     request: &HttpRequest,
@@ -36,8 +36,10 @@ where
         return Err(OciError::too_large(limit));
     }
     let mut body = BytesMut::new();
-    while let Some(chunk) = timeout(pause, chunks.next()).await.map_err(|_| OciError::stalled())? {
+    let mut pace = Pace::new(pause);
+    while let Some(chunk) = pace.wait(pause, chunks.next()).await.ok_or_else(OciError::stalled)? {
         let chunk = chunk?;
+        pace.came(chunk.len());
         if !share.grow(chunk.len()) {
             return Err(OciError::busy("the bodies of other requests fill the memory that is set aside for them"));
         }

@@ -18,6 +18,7 @@ use super::super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION};
 use super::{DOCKER_UPLOAD_UUID, OciError};
 use crate::oci::Code;
 use crate::replication::{BodyError, PeerError, Pieces, Replication, UploadError, UploadTarget};
+use crate::request_id;
 
 /// Pieces that may wait for the other node.
 const QUEUED_PIECES: usize = 2;
@@ -74,7 +75,10 @@ async fn exchange(
     payload: web::Payload,
 ) -> Result<Result<reqwest::Response, PeerError>, OciError> {
     let method = reqwest_method(request.method());
-    let headers = copied(request.headers(), &REQUEST_HEADERS);
+    let mut headers = copied(request.headers(), &REQUEST_HEADERS);
+    if let Some(id) = request_id::current().and_then(|id| id.parse().ok()) {
+        headers.insert(reqwest::header::HeaderName::from_static(request_id::NAME), id);
+    }
     if !has_body(request) {
         return Ok(replication.peers().forward_upload(owner, method, target, headers, None).await);
     }
