@@ -15,6 +15,7 @@ use crate::records::{
 use crate::settings::Rules;
 use crate::state_machine::journal::{CHANGES, envelopes};
 use crate::state_machine::{keys, long_rows};
+use crate::state_store::AppliedRow;
 use crate::wire::{self, Kind};
 
 /// A page of the digests that state keeps as files.
@@ -421,11 +422,18 @@ impl Registry {
     /// # Errors
     /// Damaged data.
     pub fn changes(&self, after: Place, limit: usize) -> Result<Vec<(Place, Change)>, StorageError> {
+        // Rows are read one after the other while apply goes on: of what comes meanwhile a later change may be seen and
+        // an earlier one not.
+        let applied: Option<AppliedRow> = self.row(&keys::applied())?;
+        let applied = applied.and_then(|row| row.log_id).map_or(0, |log_id| log_id.index());
         let (mut changes, mut row_before) = (Vec::new(), CHANGES.before(after.revision));
         loop {
             let rows = self.store.scan(&CHANGES.rows(), row_before.as_deref(), CHANGE_ROWS)?;
             for envelope in rows.iter().flat_map(|(_, row)| envelopes(row)) {
                 let (place, change): (Place, Change) = wire::decode(Kind::Row, envelope?)?;
+                if place.revision > applied {
+                    return Ok(changes);
+                }
                 if place > after {
                     changes.push((place, change));
                 }

@@ -11,9 +11,10 @@ use openraft::{EntryPayload, Membership, RaftLogReader, RaftSnapshotBuilder, Sto
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::command::{Body, Command, Proposal};
+use crate::command::{Body, Command, ManifestPut, Proposal};
 use crate::log_store::LogStore;
 use crate::member::NodeRecord;
+use crate::records::Place;
 use crate::registry::Registry;
 use crate::snapshot::Copy;
 use crate::state_store::StateStore;
@@ -55,6 +56,30 @@ fn link(index: u64) -> Entry {
         command,
     };
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(Arc::new(proposal)) }
+}
+
+fn manifest(index: u64) -> Entry {
+    let content = format!("manifest {index}");
+    let Entry { log_id, payload } = link(index);
+    let EntryPayload::Normal(proposal) = payload else { panic!("a proposal") };
+    let put = ManifestPut {
+        repository: "r".parse().expect("a name"),
+        digest: Digest::of(Algorithm::Sha256, content.as_bytes()),
+        media_type: "application/example".into(),
+        size: content.len() as u64,
+        body: Body::Inline(content.into()),
+        tags: Vec::new(),
+        blobs: Vec::new(),
+        manifests: Vec::new(),
+        either: Vec::new(),
+        subject: None,
+        artifact_type: None,
+        annotations: Vec::new(),
+        condition: None,
+        mentions: Vec::new(),
+    };
+    let command = Command::PutManifest(Box::new(put));
+    Entry { log_id, payload: EntryPayload::Normal(Arc::new(Proposal { command, ..(*proposal).clone() })) }
 }
 
 fn founding() -> Entry {
@@ -120,4 +145,33 @@ async fn a_snapshot_is_the_state_at_its_log_id_while_applies_go_on() {
 
     apply(&mut target, (200..400).map(link)).await;
     assert!((1..400).all(there));
+}
+
+/// Changes lie in many rows, which a reader sees one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_read_without_a_gap_while_applies_go_on() {
+    const LAST: u64 = 3000;
+    let dir = tempfile::tempdir().expect("a folder");
+    let (mut state, store, _) = StateStore::open(dir.path()).expect("a state");
+    apply(&mut state, [founding()]).await;
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let registry = Registry::new(store.clone());
+            std::thread::spawn(move || {
+                let (mut place, mut next) = (Place::default(), 1);
+                while next <= LAST {
+                    for (at, _) in registry.changes(place, 500).expect("read") {
+                        assert_eq!(at.revision, next, "a change was passed over");
+                        (place, next) = (at, next + 1);
+                    }
+                }
+            })
+        })
+        .collect();
+    for index in 1..=LAST {
+        apply(&mut state, [manifest(index)]).await;
+    }
+    for reader in readers {
+        tokio::task::spawn_blocking(|| reader.join()).await.expect("a thread").expect("no gap");
+    }
 }

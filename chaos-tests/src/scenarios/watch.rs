@@ -61,7 +61,7 @@ async fn watched(cluster: &Cluster, changes: usize, kills: usize) -> anyhow::Res
         }
         anyhow::Ok(())
     };
-    let mut feed = Feed { urls: cluster.urls(), turn: 0, since, connections: 0 };
+    let mut feed = Feed { urls: cluster.urls(), turn: 0, since, connections: 0, last: Instant::now() };
     let (write, kill, seen) = futures::join!(write, kill, feed.tags(changes));
     write?;
     kill?;
@@ -80,21 +80,19 @@ struct Feed {
     turn: usize,
     since: String,
     connections: usize,
+    /// When the last change was told.
+    last: Instant,
 }
 
 impl Feed {
     /// The digests of the first `count` moves of a tag.
     async fn tags(&mut self, count: usize) -> anyhow::Result<Vec<String>> {
-        let (mut seen, mut last) = (Vec::new(), Instant::now());
+        let mut seen = Vec::new();
         while seen.len() < count {
-            let before = seen.len();
             // A break is what this is about; only silence is an error.
             let broken = self.follow(count, &mut seen).await.err();
-            if seen.len() > before {
-                last = Instant::now();
-            }
             let reason = broken.map_or_else(|| "the stream ended".into(), |error| format!("{error:#}"));
-            ensure!(last.elapsed() < SILENCE, "{} of {count} changes, and no more: {reason}", seen.len());
+            ensure!(self.last.elapsed() < SILENCE, "{} of {count} changes, and no more: {reason}", seen.len());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(seen)
@@ -108,6 +106,8 @@ impl Feed {
         self.connections += 1;
         let (mut text, mut chunks) = (Vec::new(), reply.bytes_stream());
         while seen.len() < count {
+            // Comments go on coming when changes do not.
+            ensure!(self.last.elapsed() < SILENCE, "only comments came");
             let chunk = tokio::time::timeout(SILENCE, chunks.next()).await?;
             let Some(chunk) = chunk else { return Ok(()) };
             text.extend_from_slice(&chunk?);
@@ -125,6 +125,7 @@ impl Feed {
         self.since = id.to_owned();
         if field("event:") == Some("tag.put") {
             let data: Value = serde_json::from_str(field("data:").context("no data")?)?;
+            self.last = Instant::now();
             seen.push(data["digest"].as_str().context("no digest")?.to_owned());
         }
         Ok(())
