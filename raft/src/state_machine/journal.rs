@@ -49,15 +49,20 @@ impl Journal {
         block.and_then(|block| block.checked_add(1)?.checked_mul(self.span)).ok_or_else(damaged)
     }
 
-    /// Appends an envelope under the log index that is being applied.
+    /// Appends an envelope under the log index that is being applied: to the last row of its block, even where an
+    /// earlier one has room, so that what is read comes in the order in which it was written.
     pub(super) fn append(&self, state: &mut State<'_>, envelope: &[u8]) -> Result<(), StorageError> {
+        let mut last: Option<(Vec<u8>, Vec<u8>)> = None;
         for key in self.block(state.index()) {
-            let mut row = state.raw(&key)?.unwrap_or_default();
-            if row.is_empty() || row.len() + envelope.len() <= ROW_PART {
-                row.extend_from_slice(envelope);
-                state.put_raw(key, row);
-                return Ok(());
+            if let Some(row) = state.raw(&key)? {
+                last = Some((key, row));
+                continue;
             }
+            let (key, mut row) =
+                last.filter(|(_, row)| row.len() + envelope.len() <= ROW_PART).unwrap_or((key, Vec::new()));
+            row.extend_from_slice(envelope);
+            state.put_raw(key, row);
+            return Ok(());
         }
         Err(StorageError::Corrupt { what: "a journal's block without end".into() })
     }

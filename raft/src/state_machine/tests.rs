@@ -290,6 +290,25 @@ fn manifests_and_tags_are_put_and_deleted() {
 }
 
 #[test]
+fn changes_lie_in_the_order_in_which_they_were_made() {
+    let mut memory = Memory::default();
+    memory.one(command("link r layer content"));
+    for number in 0..200 {
+        // Of several sizes: what is short fits where what is long did not.
+        let tag = "t".repeat(1 + number * 7 % 100);
+        memory.one(command(&format!("put r image{number} {tag},other layer")));
+    }
+    let rows = memory.scan(&CHANGES.rows(), None, usize::MAX).expect("in memory");
+    let places: Vec<Place> = rows
+        .iter()
+        .flat_map(|(_, row)| envelopes(row))
+        .map(|envelope| wire::decode::<(Place, Change)>(Kind::Row, envelope.expect("whole")).expect("a change").0)
+        .collect();
+    assert_eq!(places.len(), 600);
+    assert!(places.is_sorted(), "{:?}", places.windows(2).find(|pair| pair[0] > pair[1]));
+}
+
+#[test]
 fn a_request_that_comes_again_is_answered_and_not_applied_again() {
     let mut memory = Memory::default();
     let link = |id: u128, base_index| Proposal {
