@@ -42,7 +42,7 @@ conformance: tools ## The official conformance program: on one node, over three,
 FUZZ_SECONDS ?= 600
 
 fuzz: ## Every parser, FUZZ_SECONDS each (600); needs a nightly compiler and cargo-fuzz
-	@for target in path names ranges manifest settings envelope; do \
+	@for target in path names ranges manifest settings envelope images review; do \
 		mkdir -p fuzz/corpus/$$target && cp -n fuzz/seeds/$$target/* fuzz/corpus/$$target/ 2>/dev/null; \
 		cargo +nightly fuzz run --target-dir $(TARGET_DIR)/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 || exit 1; \
 	done

@@ -118,9 +118,70 @@ pub(crate) struct Config {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
+    /// Which images may run in a Kubernetes cluster.
+    #[command(flatten)]
+    pub(crate) admission: AdmissionConfig,
+
     /// How the nodes agree.
     #[command(flatten)]
     pub(crate) raft: RaftConfig,
+}
+
+/// The webhooks of this node.
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize)]
+pub(crate) struct AdmissionConfig {
+    /// Address and port on which the API server of a Kubernetes cluster is served, by TLS; default: none, no webhooks
+    #[arg(id = "admission.listen", long = "admission-listen", value_name = "IP:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// Certificates of the webhooks (PEM), the node's own first; read again when it changes
+    #[arg(id = "admission.tls_cert", long = "admission-tls-cert", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM); read again when it changes
+    #[arg(id = "admission.tls_key", long = "admission-tls-key", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Authorities (PEM) one of which must have signed the certificate of who calls; default: anyone may call
+    #[arg(id = "admission.client_ca", long = "admission-client-ca", value_name = "FILE")]
+    pub(crate) client_ca: Option<PathBuf>,
+
+    /// What is decided while no majority of the nodes answers: by what this node has, or no to everything
+    #[arg(id = "admission.without_quorum", long = "admission-without-quorum", value_name = "ANSWER")]
+    #[arg(default_value = "local")]
+    pub(crate) without_quorum: WithoutQuorum,
+
+    /// How long this node decides by what it has while no majority answers; default: for ever
+    #[arg(id = "admission.max_staleness", long = "admission-max-staleness", value_name = "DURATION")]
+    #[arg(value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_optional_duration")]
+    pub(crate) max_staleness: Option<Duration>,
+}
+
+/// What the webhooks decide while no majority of the nodes answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WithoutQuorum {
+    /// By what this node has, and say so.
+    Local,
+    /// No.
+    Deny,
+}
+
+/// The files by which the webhooks speak TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct AdmissionTls {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl AdmissionConfig {
+    /// Where the webhooks listen, and by which files; `None` where there are none.
+    pub(crate) fn listener(&self) -> Option<(SocketAddr, AdmissionTls)> {
+        let (listen, cert, key) = (self.listen?, self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some((listen, AdmissionTls { cert, key, client_ca: self.client_ca.clone() }))
+    }
 }
 
 /// How the nodes agree; all nodes of a cluster should have the same values.
@@ -284,6 +345,12 @@ impl Config {
         if self.listen == self.peer_listen && self.listen.port() != 0 {
             let reason = format!("{} is the address of listen and of peer_listen", self.listen);
             return Some((&["peer_listen", "listen"], reason));
+        }
+        let admission = &self.admission;
+        if admission.listen.is_some() && (admission.tls_cert.is_none() || admission.tls_key.is_none()) {
+            let reason =
+                "the API server calls webhooks by TLS alone: set admission.tls_cert and admission.tls_key".to_owned();
+            return Some((&["admission.listen"], reason));
         }
         if raft.election_min < raft.heartbeat * 3 {
             let reason = "raft.election_min must be at least three times raft.heartbeat, or one heartbeat that is late \

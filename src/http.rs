@@ -23,10 +23,11 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use crate::cluster::metrics::Gauge;
+use crate::admission::{self, Admission};
+use crate::cluster::metrics::Shown;
 use crate::cluster::operator;
-use crate::cluster::readiness::{InFlight, Readiness};
 use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
+use crate::readiness::{InFlight, Readiness};
 use crate::request_id;
 
 /// The client port's application, one for each worker.
@@ -34,7 +35,8 @@ pub(crate) fn app(
     oci: web::Data<Oci>,
     consensus: web::Data<Consensus>,
     readiness: web::Data<Readiness>,
-    gauges: web::Data<Vec<Gauge>>,
+    shown: web::Data<Shown>,
+    admission: web::Data<Admission>,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -49,7 +51,8 @@ pub(crate) fn app(
         .app_data(oci)
         .app_data(consensus)
         .app_data(readiness)
-        .app_data(gauges)
+        .app_data(shown)
+        .app_data(admission)
         .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         .wrap(from_fn(accompany))
         .into_utoipa_app()
@@ -72,6 +75,7 @@ fn cors(origins: &[String]) -> Cors {
 /// The routes that the OpenAPI document describes: all but the specification's own.
 fn described(routes: &mut ServiceConfig<'_>) {
     operator::configure(routes);
+    admission::api::configure(routes);
     oci::changes::configure(routes);
     oci::garbage::configure(routes);
     oci::settings::configure(routes);
@@ -284,6 +288,7 @@ mod tests {
         api.info.version = env!("CARGO_PKG_VERSION").into();
         api.info.description = Some("docs/api.md says what each does.".into());
         api.info.license = None;
+        api.info.contact = None;
         for item in api.paths.paths.values_mut() {
             let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
             for operation in operations.into_iter().flatten() {

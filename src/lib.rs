@@ -1,9 +1,12 @@
 //! Flotilla, a highly available OCI registry: the node and its command line. `main.rs` makes the one binary of it; no
 //! other crate builds on this one.
 
+mod admission;
+mod body;
 mod cli;
 mod cluster;
 mod config;
+mod freshness;
 mod http;
 mod identity;
 mod memory;
@@ -12,8 +15,12 @@ mod oci;
 mod pace;
 #[cfg(any(fuzzing, test))]
 pub mod properties;
+mod readiness;
 mod replication;
+mod request;
 mod request_id;
+mod revision;
+mod timestamp;
 
 use std::process::ExitCode;
 

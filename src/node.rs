@@ -12,12 +12,14 @@ use flotilla_raft::{Consensus, NodeId, NodeRecord, Options};
 use flotilla_storage::{BlobStore, StorageError, durable_file, format, sync};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cluster::metrics::Gauge;
+use crate::admission::tls::{self, Certificate};
+use crate::admission::{Admission, webhook};
+use crate::cluster::metrics::{Gauge, Shown};
 use crate::cluster::operator::shown;
-use crate::cluster::readiness::Readiness;
 use crate::cluster::{founding, peer};
 use crate::config::Config;
 use crate::oci::{Oci, uploads};
+use crate::readiness::Readiness;
 use crate::replication::Replication;
 use crate::{http, identity, replication};
 
@@ -26,6 +28,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(90);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+
+/// How long a review that is being decided may keep a node from stopping.
+const WEBHOOK_MAX: Duration = Duration::from_secs(5);
 
 /// How long a node that cannot reach a majority after its start waits before it serves what it has.
 const SERVE_ALONE_AFTER: Duration = Duration::from_secs(10);
@@ -43,22 +48,36 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || open(&dir)).await??
     };
     tracing::info!(node_id = shown(node_id), name = config.name, version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "starting");
-    tracing::warn!("there are no identities yet: whoever reaches this node may pull, push and delete");
+    tracing::warn!("there are no identities yet: whoever reaches this node may pull, push, delete and change policies");
     let consensus = Consensus::start(options(&config, node_id)).await?;
     let replication = Replication::new(consensus.clone(), blobs, config.clone())?;
     let readiness = Readiness::default();
 
     let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication)?;
     tokio::spawn(peer_server);
-    let (client_server, client_handle) = serve_clients(clients, &consensus, &replication, &readiness, &config)?;
+    let admission = web::Data::new(Admission::new(consensus.clone(), config.clone(), readiness.clone()));
+    let certificate =
+        config.admission.listener().map(|(_, files)| Certificate::load(&files)).transpose()?.map(Arc::new);
+    let (client_server, client_handle) =
+        serve_clients(clients, &consensus, &replication, &readiness, &config, (&admission, certificate.clone()))?;
     tokio::spawn(client_server);
+    let webhooks = match (config.admission.listener(), certificate) {
+        (Some((listen, files)), Some(certificate)) => {
+            let listener = bind(listen, "admission.listen")?;
+            tokio::spawn(certificate.clone().follow(files.clone()));
+            let (server, handle) = serve_webhooks(listener, &admission, tls::server_config(certificate, &files)?)?;
+            tokio::spawn(server);
+            Some(handle)
+        }
+        _ => None,
+    };
     let background = tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone()));
 
     let ended = wait(&consensus).await;
     readiness.stop();
     background.abort();
     replication.stop();
-    stop(&consensus, &readiness, &client_handle, &peer_handle, config.shutdown_timeout).await;
+    stop(&consensus, &readiness, &client_handle, webhooks.as_ref(), &peer_handle, config.shutdown_timeout).await;
     drop(lock);
     ended
 }
@@ -131,12 +150,22 @@ fn serve_clients(
     replication: &Replication,
     readiness: &Readiness,
     config: &Arc<Config>,
+    (admission, certificate): (&web::Data<Admission>, Option<Arc<Certificate>>),
 ) -> anyhow::Result<(Server, ServerHandle)> {
     let oci = Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping());
-    let gauges = web::Data::new(gauges(replication, &oci));
+    let mut gauges = gauges(replication, &oci);
+    gauges.extend(certificate.map(|certificate| Gauge {
+        name: "admission_certificate_ends_timestamp_seconds",
+        help: "When the webhooks' certificate ends, in seconds since the Unix epoch",
+        read: Box::new(move || certificate.ends_at()),
+    }));
+    let counted = admission.metrics.clone();
+    let shown = web::Data::new(Shown { gauges, more: vec![Box::new(move |registry| counted.register(registry))] });
     let oci = web::Data::new(oci);
+    let admission = admission.clone();
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
-    let server = HttpServer::new(move || http::app(oci.clone(), consensus.clone(), readiness.clone(), gauges.clone()))
+    let app = move || http::app(oci.clone(), consensus.clone(), readiness.clone(), shown.clone(), admission.clone());
+    let server = HttpServer::new(app)
         .workers(workers())
         .backlog(BACKLOG)
         .keep_alive(KEEP_ALIVE)
@@ -144,6 +173,25 @@ fn serve_clients(
         .tcp_nodelay(true)
         .disable_signals()
         .listen(listener)?
+        .run();
+    let handle = server.handle();
+    Ok((server, handle))
+}
+
+fn serve_webhooks(
+    listener: TcpListener,
+    admission: &web::Data<Admission>,
+    tls: rustls::ServerConfig,
+) -> anyhow::Result<(Server, ServerHandle)> {
+    let admission = admission.clone();
+    let server = HttpServer::new(move || App::new().app_data(admission.clone()).configure(webhook::configure))
+        .workers(workers())
+        .backlog(BACKLOG)
+        .keep_alive(KEEP_ALIVE)
+        .tcp_nodelay(true)
+        .disable_signals()
+        .shutdown_timeout(WEBHOOK_MAX.as_secs())
+        .listen_rustls_0_23(listener, tls)?
         .run();
     let handle = server.handle();
     Ok((server, handle))
@@ -187,7 +235,11 @@ async fn start(consensus: Consensus, replication: Replication, readiness: Readin
     founding::name_cluster(&consensus).await;
     replication.start();
     let began = Instant::now();
-    while consensus.read_barrier().await.is_err() {
+    loop {
+        if consensus.read_barrier().await.is_ok() {
+            readiness.caught_up();
+            break;
+        }
         if began.elapsed() > SERVE_ALONE_AFTER {
             tracing::warn!("no majority of the nodes answers: serving what this node has");
             break;
@@ -214,6 +266,7 @@ async fn stop(
     consensus: &Consensus,
     readiness: &Readiness,
     clients: &ServerHandle,
+    webhooks: Option<&ServerHandle>,
     peers: &ServerHandle,
     limit: Duration,
 ) {
@@ -228,6 +281,10 @@ async fn stop(
         tracing::warn!(requests = readiness.in_flight(), "requests are cut off: the time to finish them is over");
     }
     clients.stop(false).await;
+    if let Some(webhooks) = webhooks {
+        // Each call has its own, short deadline.
+        webhooks.stop(true).await;
+    }
     consensus.shutdown().await;
     peers.stop(false).await;
     tracing::info!("stopped");

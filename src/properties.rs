@@ -8,6 +8,7 @@ use flotilla_raft::{Answer, Proposal, RepositoryName, Tag};
 use flotilla_storage::{Digest, format};
 use uuid::Uuid;
 
+use crate::admission;
 use crate::oci;
 use crate::replication;
 
@@ -66,6 +67,21 @@ pub fn upload_id(text: &str) {
     replication::properties::upload_id(&id);
 }
 
+/// A reference to an image: what is read is written in full, and read alike.
+pub fn image_reference(text: &str) {
+    admission::properties::reference(text);
+}
+
+/// An image policy.
+pub fn policy(text: &str) {
+    admission::properties::policy(text);
+}
+
+/// The body of a call of a webhook: the answer is never a yes to what was not understood.
+pub fn review(bytes: &[u8]) {
+    admission::properties::review(bytes);
+}
+
 /// What peers ask for of a blob of this size in bytes.
 pub fn peer_range(text: &str, size: u64) {
     replication::properties::peer_range(text, size);
@@ -118,6 +134,16 @@ mod tests {
         fn names(text in near(&["a", "B", "/", ".", "..", "_", "__", "-", "\0", "%", ":"])) {
             super::repository(&text);
             super::tag(&text);
+        }
+
+        #[test]
+        fn image_reference(text in near(&["nginx", "docker.io", "index.", "/", ":", "@", "sha256:", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "[::1]", "[", "]", "localhost", "auto", "443", "A"])) {
+            super::image_reference(&text);
+        }
+
+        #[test]
+        fn policy(text in near(&["name: a\n", "mode: warn\n", "default: deny\n", "rules:\n", "- images: ['**:latest']\n", "  verb: deny\n", "  verb: {require: {max_age: 1d}}\n", "---\n", "[", "{", "*", "&a ", "*a", "!t "])) {
+            super::policy(&text);
         }
 
         #[test]

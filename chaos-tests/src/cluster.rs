@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::client::{Client, plain_http};
 use crate::process::{self, Signal};
 use crate::wait::until_ok;
+use crate::webhooks::{ApiServer, Files};
 
 /// How long a node may take to end after SIGTERM.
 const ORDERLY_END: Duration = Duration::from_secs(20);
@@ -36,11 +37,13 @@ pub struct Options {
     pub binary: Option<PathBuf>,
     /// How long all nodes together may take until they are ready.
     pub ready_within: Duration,
+    /// Whether the nodes serve webhooks.
+    pub webhooks: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, extra_args: Vec::new(), binary: None, ready_within: Duration::from_secs(60) }
+        Self { nodes: 3, extra_args: Vec::new(), binary: None, ready_within: Duration::from_secs(60), webhooks: false }
     }
 }
 
@@ -70,6 +73,8 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 pub struct Cluster {
     nodes: Vec<Node>,
     folder: PathBuf,
+    /// By which files and on which ports webhooks are served.
+    webhooks: Option<(Files, Vec<u16>)>,
     keep: AtomicBool,
     http: reqwest::Client,
 }
@@ -87,8 +92,10 @@ impl Cluster {
     pub fn launch(options: &Options) -> anyhow::Result<Self> {
         let program = options.binary.clone().map_or_else(binary, Ok)?;
         let folder = tempfile::Builder::new().prefix("flotilla-").tempdir().context("a folder for the cluster")?.keep();
-        let ports = free_ports(2 * options.nodes)?;
-        let (listen, peer_listen) = ports.split_at(options.nodes);
+        let ports = free_ports(3 * options.nodes)?;
+        let (listen, rest) = ports.split_at(options.nodes);
+        let (peer_listen, webhook_listen) = rest.split_at(options.nodes);
+        let webhooks = options.webhooks.then(|| Files::make(&folder)).transpose()?;
         let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
         let nodes = listen
             .iter()
@@ -112,6 +119,11 @@ impl Cluster {
                     "--initial-cluster-size".to_owned(),
                     options.nodes.to_string(),
                 ];
+                if let Some(files) = &webhooks {
+                    let (cert, key) = (files.cert.display().to_string(), files.key.display().to_string());
+                    arguments.extend(["--admission-listen".to_owned(), address(webhook_listen[index])]);
+                    arguments.extend(["--admission-tls-cert".to_owned(), cert, "--admission-tls-key".to_owned(), key]);
+                }
                 arguments.extend(options.extra_args.iter().cloned());
                 Node {
                     url: format!("http://{}", address(*port)),
@@ -125,7 +137,9 @@ impl Cluster {
                 }
             })
             .collect();
-        let cluster = Self { nodes, folder, keep: AtomicBool::new(false), http: plain_http(Duration::from_secs(10)) };
+        let webhooks = webhooks.map(|files| (files, webhook_listen.to_vec()));
+        let cluster =
+            Self { nodes, folder, webhooks, keep: AtomicBool::new(false), http: plain_http(Duration::from_secs(10)) };
         for node in &cluster.nodes {
             node.restart()?;
         }
@@ -171,6 +185,12 @@ impl Cluster {
     /// A client of one node only.
     pub fn client_of(&self, node: &Node) -> Client {
         Client::over(self.http.clone(), vec![node.url.clone()])
+    }
+
+    /// An API server that calls the webhooks of all nodes in turn.
+    pub fn api_server(&self) -> anyhow::Result<ApiServer> {
+        let (files, ports) = self.webhooks.as_ref().context("the cluster was started without webhooks")?;
+        ApiServer::new(files, ports.clone())
     }
 
     /// Where the data directories and logs lie.

@@ -20,4 +20,5 @@ pub mod process;
 pub mod raw;
 pub mod scenarios;
 pub mod wait;
+pub mod webhooks;
 pub mod workload;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::member::NodeId;
-use crate::names::{RepositoryName, Tag};
+use crate::names::{PolicyName, RepositoryName, Tag};
 
 /// The largest body, in bytes, that travels in its command and lives as rows of state (docs/adr/0003).
 pub const INLINE_BODY_MAX: u64 = 12 * 1024;
@@ -121,6 +121,15 @@ pub enum Command {
         /// The manifests.
         digests: Vec<Digest>,
     },
+    /// Puts an image policy, or removes it.
+    ChangePolicy {
+        /// Its name.
+        name: PolicyName,
+        /// The document, checked before; `None` removes the policy.
+        document: Option<String>,
+        /// The revision of the version that this replaces; any where `None`, 0 for none.
+        expected: Option<u64>,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -163,6 +172,7 @@ impl Command {
             Self::TouchBlob { .. } => "touch-blob",
             Self::Collect { .. } => "collect",
             Self::CollectUntagged { .. } => "collect-untagged",
+            Self::ChangePolicy { .. } => "change-policy",
         }
     }
 
@@ -340,5 +350,20 @@ pub enum Refusal {
     MediaTypeDiffers {
         /// The media type that it has.
         media_type: String,
+    },
+    /// No such policy.
+    #[error("no policy has this name")]
+    PolicyUnknown,
+    /// The policy is another than the one that was to be replaced.
+    #[error("the policy was changed at revision {current}")]
+    PolicyChanged {
+        /// The revision of the version in force; 0 where there is none.
+        current: u64,
+    },
+    /// As many policies as there may be are there, recently deleted ones included.
+    #[error("there are {limit} policies, those included that were deleted a short time ago: no more may be added")]
+    PoliciesFull {
+        /// How many there may be.
+        limit: u32,
     },
 }

@@ -249,6 +249,11 @@ impl Consensus {
         self.inner.raft.metrics().borrow_watched().current_leader
     }
 
+    /// How long ago a majority of the voters answered last, to a second or so.
+    pub fn quorum_lost_for(&self) -> Duration {
+        self.inner.liveness.quorum_lost_for()
+    }
+
     /// Whether a majority of the voters answers pings. Without one, writes are refused and names are read locally.
     pub fn quorum_reachable(&self) -> bool {
         self.inner.liveness.quorum()

@@ -41,10 +41,10 @@ mod wire_tests;
 pub use command::{Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
-pub use names::{InvalidName, RepositoryName, Tag};
+pub use names::{InvalidName, PolicyName, RepositoryName, Tag};
 pub use promises::{Pin, Promises};
 pub use records::{
-    Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord, TagRecord,
-    TagVersion,
+    Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
+    SettingsRecord, TagRecord, TagVersion,
 };
 pub use registry::{Holding, Registry, Whereabouts};

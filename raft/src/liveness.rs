@@ -35,6 +35,8 @@ struct Shared {
     own_id: NodeId,
     seen: Mutex<BTreeMap<NodeId, Seen>>,
     quorum: watch::Sender<bool>,
+    /// When a majority answered last.
+    quorum_at: Mutex<Instant>,
 }
 
 #[derive(Clone)]
@@ -52,12 +54,24 @@ pub(crate) fn now_ms() -> u64 {
 
 impl Liveness {
     pub(crate) fn new(own_id: NodeId) -> Self {
-        Self { shared: Arc::new(Shared { own_id, seen: Mutex::default(), quorum: watch::channel(false).0 }) }
+        Self {
+            shared: Arc::new(Shared {
+                own_id,
+                seen: Mutex::default(),
+                quorum: watch::channel(false).0,
+                quorum_at: Mutex::new(Instant::now()),
+            }),
+        }
     }
 
     /// Whether a majority of the voters answers, this node included where it votes.
     pub(crate) fn quorum(&self) -> bool {
         *self.shared.quorum.borrow()
+    }
+
+    /// How long ago a majority answered last.
+    pub(crate) fn quorum_lost_for(&self) -> Duration {
+        self.shared.quorum_at.lock().elapsed()
     }
 
     /// Returns once no majority answers.
@@ -107,6 +121,9 @@ impl Liveness {
         let (all, alive) =
             voters.fold((0, 0), |(all, alive), voter| (all + 1, alive + usize::from(self.reachable(voter.id))));
         let quorum = all > 0 && alive > all / 2;
+        if quorum {
+            *self.shared.quorum_at.lock() = Instant::now();
+        }
         let changed = self.shared.quorum.send_if_modified(|former| std::mem::replace(former, quorum) != quorum);
         if changed && all > 1 {
             if quorum {

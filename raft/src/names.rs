@@ -13,6 +13,9 @@ pub const REPOSITORY_NAME_MAX: usize = 255;
 /// The longest tag in bytes (distribution specification, «Pulling manifests»).
 pub const TAG_MAX: usize = 128;
 
+/// The longest name of a policy in bytes (RFC 1123, as Kubernetes applies it).
+pub const POLICY_NAME_MAX: usize = 253;
+
 /// A name that does not match its grammar.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
@@ -24,6 +27,12 @@ pub enum InvalidName {
     /// Not a tag: a letter, digit or `_`, then at most 127 letters, digits, `.`, `_` or `-`.
     #[error("a tag begins with a letter, a digit or '_', followed by at most 127 letters, digits, '.', '_' or '-'")]
     Tag,
+    /// Not the name of a policy: lower-case letters, digits, `-` and `.`, a letter or digit at both ends, at most 253
+    /// bytes.
+    #[error(
+        "a policy's name is lower-case letters, digits, '-' and '.', with a letter or digit at both ends, at most 253 bytes"
+    )]
+    Policy,
 }
 
 /// A repository's name, such as `library/redis` (distribution specification, «Pulling manifests»).
@@ -136,6 +145,60 @@ impl fmt::Debug for Tag {
     }
 }
 
+/// The name of an image policy: a DNS subdomain, as the names of objects in Kubernetes are (RFC 1123).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PolicyName(Arc<str>);
+
+impl PolicyName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PolicyName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let is_label = |label: &str| {
+            let bytes = label.as_bytes();
+            bytes.first().is_some_and(alphanumeric)
+                && bytes.last().is_some_and(alphanumeric)
+                && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+        };
+        let valid = text.len() <= POLICY_NAME_MAX && text.split('.').all(is_label);
+        valid.then(|| Self(text.into())).ok_or(InvalidName::Policy)
+    }
+}
+
+impl TryFrom<String> for PolicyName {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<PolicyName> for String {
+    fn from(name: PolicyName) -> Self {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PolicyName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +220,16 @@ mod tests {
         for name in ["", "a..b", "a_-b", "-a", "A/b", "a//b", "a/", "/a", "a___b", "a b", "a\0b", "ä", &"a".repeat(256)]
         {
             assert_eq!(name.parse::<RepositoryName>(), Err(InvalidName::Repository), "{name}");
+        }
+    }
+
+    #[test]
+    fn policies_have_names_that_kubernetes_takes() {
+        for name in ["a", "prod", "prod-1.example", "0a", &"a".repeat(253)] {
+            assert!(name.parse::<PolicyName>().is_ok(), "{name}");
+        }
+        for name in ["", "-a", "a-", "a..b", ".a", "A", "a_b", "a/b", &"a".repeat(254)] {
+            assert_eq!(name.parse::<PolicyName>(), Err(InvalidName::Policy), "{name}");
         }
     }
 

@@ -219,6 +219,17 @@ pub(crate) struct RepositoryRecord {
     pub(crate) manifests: u64,
 }
 
+/// What an image policy was from one revision on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// The document, as it was put; `None` where the policy was removed.
+    pub document: Option<String>,
+    /// When it came to be so, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Who made it so.
+    pub actor: String,
+}
+
 /// The settings that all nodes share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingsRecord {

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
 use uuid::Uuid;
 
-use crate::names::{RepositoryName, Tag};
+use crate::names::{PolicyName, RepositoryName, Tag};
 use crate::records::{
-    BlobRecord, Candidate, Change, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, SettingsRecord,
-    TagRecord, TagVersion,
+    BlobRecord, Candidate, Change, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
+    SettingsRecord, TagRecord, TagVersion,
 };
 use crate::settings::Rules;
 use crate::state_machine::journal::{CHANGES, envelopes};
@@ -59,6 +59,9 @@ const READS: usize = 4;
 
 /// Rows of changes that are read at a time; each holds up to some twenty.
 const CHANGE_ROWS: usize = 16;
+
+/// Pages of a tag's versions that one question may walk: more than any tag has.
+const VERSION_PAGES_MAX: usize = 100;
 
 /// Rows that a walk reads at a time.
 const WALK_PAGE: usize = 1000;
@@ -407,6 +410,84 @@ impl Registry {
             }
         }
         Ok(tags)
+    }
+
+    /// Whether a tag points at a manifest of its repository, or ever did, as far as is known: at least as long as the
+    /// manifest is there. Walks the versions of the tag.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tag_was(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        digest: &Digest,
+        revision: u64,
+    ) -> Result<bool, StorageError> {
+        // What was forgotten is older than any revision that is read at.
+        if self.store.get(&keys::pair(repository, digest, tag))?.is_some() {
+            return Ok(true);
+        }
+        let mut before = revision.checked_add(1);
+        for _ in 0..VERSION_PAGES_MAX {
+            let page = self.tag_history(repository, tag, before, WALK_PAGE)?;
+            if page.iter().any(|(_, version)| version.digest.as_ref() == Some(digest)) {
+                return Ok(true);
+            }
+            let Some((oldest, _)) = page.last() else { return Ok(false) };
+            before = Some(*oldest);
+        }
+        // A version may have been forgotten while the walk was on its way.
+        Ok(self.store.get(&keys::pair(repository, digest, tag))?.is_some())
+    }
+
+    /// The revision at which a policy was put or removed last; 0 where none ever was.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn policies_revision(&self) -> Result<u64, StorageError> {
+        Ok(self.row(&keys::policies_revision())?.unwrap_or(0))
+    }
+
+    /// The policies that were there at a revision, in byte order of their names, each with the revision of its version.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn policies(&self, revision: u64) -> Result<Vec<(PolicyName, u64, PolicyVersion)>, StorageError> {
+        let prefix = keys::policies();
+        let (mut found, mut after) = (Vec::new(), None);
+        while let Some((key, _)) = self.store.scan(&prefix, after.as_deref(), 1)?.pop() {
+            let name: PolicyName = keys::name_of_version(&key, prefix.len())?;
+            after = Some(keys::after_versions(&prefix, name.as_str()));
+            let then = self.policy_history(&name, revision.checked_add(1), 1)?.pop();
+            if let Some((began, version)) = then.filter(|(_, version)| version.document.is_some()) {
+                found.push((name, began, version));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Up to `limit` versions of a policy with the revisions at which they began, the newest first, those that began
+    /// before revision `before`.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn policy_history(
+        &self,
+        name: &PolicyName,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, PolicyVersion)>, StorageError> {
+        let after = before.map(|before| keys::policy_version(name, before));
+        let rows = self.store.scan(&keys::policy(name), after.as_deref(), limit)?;
+        let mut versions = Vec::new();
+        for (key, _) in rows {
+            // One that is gone by now was too old to be kept.
+            if let Some(version) = self.row(&key)? {
+                versions.push((keys::revision_of_version(&key)?, version));
+            }
+        }
+        Ok(versions)
     }
 
     /// The oldest revision from which changes and tags can be read: older ones are forgotten.

@@ -2,6 +2,7 @@
 //!
 //! They are kept as the JSON document that was put; fields that it does not name have their defaults.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use globset::GlobBuilder;
@@ -45,6 +46,13 @@ pub struct Settings {
     /// How long nothing must have named or touched a blob for it to be garbage, in seconds. A push has that long
     /// between a blob and the manifest that names it.
     pub garbage_grace_seconds: u64,
+    /// What this registry is called in references to images: `host` or `host:port`.
+    pub registry_names: Vec<String>,
+    /// Other registries' images that this one holds copies of, for the mirrors that nodes pull through; the first that
+    /// matches counts.
+    pub aliases: Vec<Alias>,
+    /// Further kinds of Kubernetes objects that carry a pod template: `GROUP/RESOURCE` with the JSON pointer to it.
+    pub workloads: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -55,8 +63,21 @@ impl Default for Settings {
             collect_untagged: Vec::new(),
             history_seconds: HISTORY_SECONDS,
             garbage_grace_seconds: GARBAGE_GRACE_SECONDS,
+            registry_names: Vec::new(),
+            aliases: Vec::new(),
+            workloads: BTreeMap::new(),
         }
     }
+}
+
+/// Where this registry has the images of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alias {
+    /// The other's, `REGISTRY/PATH/**`, by the full name: `docker.io/library/**`.
+    pub images: String,
+    /// The repositories here, `PATH/**`.
+    pub repositories: String,
 }
 
 /// One rule about immutable tags. Patterns are globs: `*` stays within a segment of a name, `**` does not.
@@ -118,6 +139,10 @@ pub struct Rules {
     history_ms: u64,
     garbage_grace_ms: u64,
     since_ms: u64,
+    registry_names: BTreeSet<String>,
+    /// Prefixes that end with a slash.
+    aliases: Vec<(String, String)>,
+    workloads: BTreeMap<String, String>,
 }
 
 impl Default for Rules {
@@ -129,6 +154,9 @@ impl Default for Rules {
             history_ms: HISTORY_SECONDS * 1000,
             garbage_grace_ms: GARBAGE_GRACE_SECONDS * 1000,
             since_ms: 0,
+            registry_names: BTreeSet::new(),
+            aliases: Vec::new(),
+            workloads: BTreeMap::new(),
         }
     }
 }
@@ -150,6 +178,9 @@ impl Rules {
             (settings.immutable_tags.len(), "immutable_tags"),
             (settings.missing_content.len(), "missing_content"),
             (settings.collect_untagged.len(), "collect_untagged"),
+            (settings.registry_names.len(), "registry_names"),
+            (settings.aliases.len(), "aliases"),
+            (settings.workloads.len(), "workloads"),
         ] {
             if rules > RULES_MAX {
                 return Err(InvalidSettings(format!("{name}: more than {RULES_MAX} rules")));
@@ -191,7 +222,53 @@ impl Rules {
             }
             compiled.collect_untagged.push((repositories, rule.after_seconds * 1000));
         }
+        for (number, name) in settings.registry_names.into_iter().enumerate() {
+            if !is_registry(&name) {
+                return Err(InvalidSettings(format!(
+                    "registry_names[{number}]: {name:?} is not HOST or HOST:PORT in lower case"
+                )));
+            }
+            compiled.registry_names.insert(name);
+        }
+        for (number, alias) in settings.aliases.into_iter().enumerate() {
+            let place = format!("aliases[{number}]");
+            let prefix = |text: &str, field: &str| match text.strip_suffix("**") {
+                Some(prefix) if prefix.ends_with('/') && !prefix.contains(['*', '?', '[', '{']) => {
+                    Ok(prefix.to_owned())
+                }
+                _ => {
+                    Err(InvalidSettings(format!("{place}.{field}: {text:?} does not end with /** after a plain path")))
+                }
+            };
+            compiled.aliases.push((prefix(&alias.images, "images")?, prefix(&alias.repositories, "repositories")?));
+        }
+        for (resource, pointer) in settings.workloads {
+            let is_resource = resource.split('/').count() == 2 && resource.split('/').all(|part| !part.is_empty());
+            if !is_resource {
+                return Err(InvalidSettings(format!("workloads: {resource:?} is not GROUP/RESOURCE")));
+            }
+            if !pointer.starts_with('/') || pointer.ends_with('/') {
+                return Err(InvalidSettings(format!("workloads.{resource}: {pointer:?} is not a JSON pointer")));
+            }
+            compiled.workloads.insert(resource, pointer);
+        }
         Ok(compiled)
+    }
+
+    /// Which repository of this registry an image of a registry is, if it is one: by the registry's names, else by an
+    /// alias.
+    pub fn repository_of(&self, registry: &str, repository: &RepositoryName) -> Option<RepositoryName> {
+        if self.registry_names.contains(registry) {
+            return Some(repository.clone());
+        }
+        let name = format!("{registry}/{repository}");
+        let here = self.aliases.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", name.strip_prefix(theirs)?)));
+        here?.parse().ok()
+    }
+
+    /// Where objects of a further kind carry their pod template, as a JSON pointer.
+    pub fn pod_template(&self, group: &str, resource: &str) -> Option<&str> {
+        self.workloads.get(&format!("{group}/{resource}")).map(String::as_str)
     }
 
     /// These rules were put at this time, in milliseconds since the Unix epoch.
@@ -222,7 +299,7 @@ impl Rules {
     }
 
     /// The name of the first rule that keeps a tag where it is.
-    pub(crate) fn immutable(&self, repository: &RepositoryName, tag: &Tag) -> Option<&str> {
+    pub fn immutable(&self, repository: &RepositoryName, tag: &Tag) -> Option<&str> {
         let matches = |(_, repositories, tags): &&(String, GlobMatcher, GlobMatcher)| {
             repositories.is_match(repository.as_str()) && tags.is_match(tag.as_str())
         };
@@ -236,6 +313,22 @@ impl Rules {
     }
 }
 
+/// `host`, `host:port` or an IPv6 address in brackets, as references to images are compared: in lower case, and without
+/// the port of HTTPS.
+fn is_registry(name: &str) -> bool {
+    let is_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let (host, port) = match name.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+        Some((host, port)) => (host, Some(port)),
+        None => (name, None),
+    };
+    let is_address = |text: &str| text.parse::<std::net::Ipv6Addr>().is_ok();
+    let host_holds = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => is_address(address),
+        None => !host.is_empty() && host.bytes().all(is_host),
+    };
+    host_holds && port.is_none_or(|port| port != "443" && port.parse::<u16>().is_ok())
+}
+
 /// A pattern over names: `*` and `?` stay within a segment, `**` does not.
 ///
 /// # Errors
@@ -247,6 +340,35 @@ pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_are_found_here_by_name_and_alias() {
+        let rules = Rules::parse(
+            r#"{"registry_names":["reg.example","[::1]:5000"],
+                "aliases":[{"images":"docker.io/**","repositories":"mirror/docker.io/**"}],
+                "workloads":{"argoproj.io/rollouts":"/spec/template"}}"#,
+        )
+        .unwrap();
+        let here = |registry: &str, repository: &str| {
+            rules.repository_of(registry, &repository.parse().unwrap()).map(|found| found.as_str().to_owned())
+        };
+        assert_eq!(here("reg.example", "a/b").as_deref(), Some("a/b"));
+        assert_eq!(here("[::1]:5000", "a").as_deref(), Some("a"));
+        assert_eq!(here("docker.io", "library/nginx").as_deref(), Some("mirror/docker.io/library/nginx"));
+        assert_eq!(here("docker.io.evil.example", "library/nginx"), None);
+        assert_eq!(rules.pod_template("argoproj.io", "rollouts"), Some("/spec/template"));
+        for (odd, place) in [
+            (r#"{"registry_names":["Reg.example"]}"#, "registry_names[0]"),
+            (r#"{"registry_names":["reg.example:443"]}"#, "registry_names[0]"),
+            (r#"{"registry_names":["reg/x"]}"#, "registry_names[0]"),
+            (r#"{"aliases":[{"images":"docker.io","repositories":"m/**"}]}"#, "aliases[0].images"),
+            (r#"{"workloads":{"rollouts":"/spec"}}"#, "workloads"),
+            (r#"{"workloads":{"a/rollouts":"spec"}}"#, "workloads.a/rollouts"),
+        ] {
+            let refused = Rules::parse(odd).unwrap_err().to_string();
+            assert!(refused.contains(place), "{odd}: {refused}");
+        }
+    }
 
     #[test]
     fn rules_are_found_by_repository_and_tag() {

@@ -18,8 +18,8 @@ use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Pro
 use crate::member::NodeRecord;
 use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::records::{
-    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord,
-    TagRecord, TagVersion,
+    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
+    RepositoryRecord, TagRecord, TagVersion,
 };
 use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
@@ -129,6 +129,14 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("unlink", Command::UnlinkBlob { repository: repository.clone(), digest: digest("a") }),
         ("touch", Command::TouchBlob { repository: repository.clone(), digest: digest("a") }),
         ("collect-untagged", Command::CollectUntagged { repository, digests: vec![digest("m")] }),
+        (
+            "change-policy",
+            Command::ChangePolicy {
+                name: "prod".parse().expect("a name"),
+                document: Some("default: deny".into()),
+                expected: Some(3),
+            },
+        ),
         ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
     ]
 }
@@ -171,6 +179,8 @@ fn rows_of_state_keep_their_form() {
         BlobRecord { size: 5, body: Some("bytes".into()), file: false, links: 2, manifests: 1, unused_since_ms: 6 };
     golden("row-blob", Kind::Row, &blob);
     golden("row-file", Kind::Row, &5_u64);
+    let policy = PolicyVersion { document: Some("default: deny".into()), time_ms: 5, actor: "alice".into() };
+    golden("row-policy", Kind::Row, &policy);
     golden("row-repository", Kind::Row, &RepositoryRecord { blobs: 3, manifests: 2 });
     let manifest = ManifestRecord {
         media_type: "application/example".into(),

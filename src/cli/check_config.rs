@@ -40,8 +40,10 @@ fn render(loaded: &Loaded) -> anyhow::Result<String> {
         }
         let value =
             if table.is_empty() { values.get(name) } else { values.get(table).and_then(|table| table.get(name)) };
-        let value = value.with_context(|| format!("the setting {key} has no value"))?;
-        writeln!(text, "{name} = {value} # {}", loaded.origin(key))?;
+        match value {
+            Some(value) => writeln!(text, "{name} = {value} # {}", loaded.origin(key))?,
+            None => writeln!(text, "# {name} is not set")?,
+        }
     }
     Ok(text)
 }
@@ -61,6 +63,7 @@ mod tests {
         let loaded = Loaded::load(&Flags::default(), environment).expect("good settings");
         let text = render(&loaded).expect("can be written");
         assert!(text.contains("upload_ttl = \"1h 30m\" # environment variable FLOTILLA_UPLOAD_TTL\n"), "{text}");
+        assert!(text.contains("[admission]\n# listen is not set\n"), "{text}");
         assert!(text.contains("[raft]\nsnapshot_every = 20000 # default\n"), "{text}");
 
         let folder = tempfile::tempdir().expect("a folder");

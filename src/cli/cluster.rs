@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use comfy_table::{Table, presets};
 use reqwest::Method;
 
 use super::api::{self, Node};
@@ -60,9 +59,8 @@ impl Status {
 
 fn render(status: &ClusterStatus) -> String {
     let leader = status.leader.as_ref().map_or("none", |leader| &leader.name);
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["name", "role", "url", "version", "applied", "lag", "reachable", "blobs held", "blobs missing"]);
+    let mut table =
+        super::table(["name", "role", "url", "version", "applied", "lag", "reachable", "blobs held", "blobs missing"]);
     table.add_rows(status.nodes.iter().map(row));
     format!(
         "cluster {}  leader {leader}  term {}  commit index {}\n{}\n{}",

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
-use comfy_table::{Table, presets};
 use flotilla_storage::Digest;
 use reqwest::Method;
 use serde::Deserialize;
@@ -96,9 +95,7 @@ impl Plan {
             return Ok(());
         }
         let Planned { candidates, more } = serde_json::from_value(answer)?;
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["kind", "repository", "digest", "unused since", "goes"]);
+        let mut table = super::table(["kind", "repository", "digest", "unused since", "goes"]);
         for one in candidates.into_iter().filter(|one| one.due || !self.due) {
             let goes = if one.due { "now".to_owned() } else { one.due_at };
             table.add_row([

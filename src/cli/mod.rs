@@ -8,16 +8,20 @@ mod check_config;
 mod cluster;
 mod dev;
 mod gc;
+mod policy;
 mod serve;
 mod settings;
 mod tag;
 mod watch;
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use comfy_table::{Table, presets};
 
 use crate::config::{Flags, Loaded};
 
@@ -42,6 +46,8 @@ enum Command {
     #[command(subcommand)]
     Gc(gc::Gc),
     #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    #[command(subcommand)]
     Settings(settings::Settings),
     #[command(subcommand)]
     Tag(tag::TagCommand),
@@ -56,6 +62,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Dev(dev) => dev.run(),
         Command::Cluster(cluster) => cluster.run(),
         Command::Gc(gc) => gc.run(),
+        Command::Policy(policy) => policy.run(),
         Command::Settings(settings) => settings.run(),
         Command::Tag(tag) => tag.run(),
         Command::Watch(watch) => watch.run(),
@@ -72,6 +79,26 @@ fn load(flags: &Flags) -> Result<Loaded, ExitCode> {
         complain(format_args!("bad configuration: {refused}"));
         ExitCode::from(EXIT_USAGE)
     })
+}
+
+/// The text of a file; `-` is standard input.
+fn read_document(file: &Path) -> anyhow::Result<String> {
+    let text = match file.as_os_str() == "-" {
+        true => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map(|_| text)
+        }
+        false => std::fs::read_to_string(file),
+    };
+    text.with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// A table without lines between its cells.
+fn table<const N: usize>(heads: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(heads);
+    table
 }
 
 /// Writes a line for the caller. If nobody reads it, the work goes on all the same.

@@ -1,10 +1,8 @@
 //! `flotilla settings`: what all nodes share.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use reqwest::Method;
 
 use super::api::{self, Node};
@@ -60,14 +58,7 @@ impl Get {
 
 impl Apply {
     async fn run(self) -> anyhow::Result<()> {
-        let document = match self.file.as_os_str() == "-" {
-            true => {
-                let mut document = String::new();
-                std::io::stdin().read_to_string(&mut document).map(|_| document)
-            }
-            false => std::fs::read_to_string(&self.file),
-        };
-        let document = document.with_context(|| format!("cannot read {}", self.file.display()))?;
+        let document = super::read_document(&self.file)?;
         let fill = |request: reqwest::RequestBuilder| match self.if_match {
             Some(revision) => request.body(document).header("if-match", format!("\"{revision}\"")),
             None => request.body(document),

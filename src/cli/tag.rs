@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use comfy_table::{Table, presets};
 use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::Digest;
 use reqwest::Method;
@@ -169,9 +168,7 @@ impl List {
 
 impl History {
     async fn run(self) -> anyhow::Result<()> {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["revision", "digest", "time", "actor"]);
+        let mut table = super::table(["revision", "digest", "time", "actor"]);
         let mut next = Some(format!("{}/history", self.tag.path()));
         while let Some(path) = next {
             let (page, after): (Versions, _) = self.node.get(&path).await?;

@@ -16,8 +16,19 @@ pub(crate) struct Gauge {
     pub(crate) read: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
+/// Puts metrics on the page.
+pub(crate) type Register = Box<dyn Fn(&mut Registry) + Send + Sync>;
+
+/// What the other parts of the node show.
+#[derive(Default)]
+pub(crate) struct Shown {
+    pub(crate) gauges: Vec<Gauge>,
+    /// Puts what is counted by labels on the page.
+    pub(crate) more: Vec<Register>,
+}
+
 /// The metrics of this node, read now. Blocks.
-pub(crate) fn page(consensus: &Consensus, gauges: &[Gauge]) -> String {
+pub(crate) fn page(consensus: &Consensus, shown: &Shown) -> String {
     let mut registry = Registry::with_prefix("flotilla");
     let raft = consensus.status();
     let [built, sent, installed] = raft.snapshots;
@@ -32,13 +43,14 @@ pub(crate) fn page(consensus: &Consensus, gauges: &[Gauge]) -> String {
         gauge("blobs_held", "Blob files that this node should have and has", own.blobs_held);
         gauge("blobs_missing", "Blob files that this node should have and lacks", own.blobs_missing);
     }
-    gauges.iter().for_each(|more| gauge(more.name, more.help, (more.read)()));
+    shown.gauges.iter().for_each(|more| gauge(more.name, more.help, (more.read)()));
     registry.register_with_unit("raft_log", "Size of the log", Unit::Bytes, ConstGauge::new(raft.log_bytes as i64));
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("raft_log_syncs", "Syncs of the log to the disk", raft.log_syncs);
     counter("raft_snapshots_built", "Snapshots built by this node", built);
     counter("raft_snapshots_sent", "Snapshots sent to a follower", sent);
     counter("raft_snapshots_installed", "Snapshots installed from a leader", installed);
+    shown.more.iter().for_each(|register| register(&mut registry));
     let mut page = String::new();
     // Writing into a String does not fail.
     let _ = encode(&mut page, &registry);

@@ -4,5 +4,4 @@ pub(crate) mod founding;
 pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod peer;
-pub(crate) mod readiness;
 pub(crate) mod status;

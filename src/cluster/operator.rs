@@ -4,10 +4,10 @@ use actix_web::{HttpResponse, ResponseError as _, get, web};
 use flotilla_raft::{Consensus, Member, NodeId};
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::metrics::{self, Gauge};
-use super::readiness::Readiness;
+use super::metrics::{self, Shown};
 use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
 use crate::oci::error::OciError;
+use crate::readiness::Readiness;
 
 /// The routes of the client port that are not OCI's.
 pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
@@ -49,8 +49,8 @@ async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>
 /// Metrics in the OpenMetrics form.
 #[utoipa::path(responses((status = 200, content_type = "application/openmetrics-text", description = "All metrics of this node")))]
 #[get("/metrics")]
-async fn metrics_page(consensus: web::Data<Consensus>, gauges: web::Data<Vec<Gauge>>) -> HttpResponse {
-    match web::block(move || metrics::page(&consensus, &gauges)).await {
+async fn metrics_page(consensus: web::Data<Consensus>, shown: web::Data<Shown>) -> HttpResponse {
+    match web::block(move || metrics::page(&consensus, &shown)).await {
         Ok(page) => {
             HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(page)
         }

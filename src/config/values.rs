@@ -96,6 +96,16 @@ pub(super) fn write_size<S: Serializer>(size: &ByteSize, serializer: S) -> Resul
     serializer.collect_str(&format_args!("{}{suffix}", bytes / unit))
 }
 
+pub(super) fn write_optional_duration<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => write_duration(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 pub(super) fn write_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }

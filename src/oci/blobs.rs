@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::content::{self, Content};
 use super::error::OciError;
-use super::extract::query;
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Oci, checked, decimal};
+use crate::request::query;
 
 /// `GET` and `HEAD /v2/<name>/blobs/<digest>`
 pub(crate) async fn get(

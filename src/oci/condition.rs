@@ -5,6 +5,7 @@ use actix_web::http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH};
 use flotilla_raft::Condition;
 
 use super::error::{Code, OciError};
+use crate::revision;
 
 /// The condition of a request, if it has one. What is not understood is refused: a condition that is passed over
 /// is a change that nobody wanted.
@@ -12,28 +13,12 @@ use super::error::{Code, OciError};
 /// # Errors
 /// 400 for any form but `If-Match: "<digest>"`, `If-Match: *` and `If-None-Match: *`.
 pub(super) fn of(request: &HttpRequest) -> Result<Option<Condition>, OciError> {
-    let only = |name: HeaderName| only(request, name).map_err(|NotOne| refused());
+    let only = |name: HeaderName| revision::only(request, name).map_err(|_| refused());
     match (only(IF_MATCH)?, only(IF_NONE_MATCH)?) {
         (None, None) => Ok(None),
         (Some(matching), None) => parse(&matching).map(Some).ok_or_else(refused),
         (None, Some(none)) if none == "*" => Ok(Some(Condition::Absent)),
         _ => Err(refused()),
-    }
-}
-
-/// A header that does not stand there once, as text.
-pub(super) struct NotOne;
-
-/// A header that may stand there once.
-///
-/// # Errors
-/// It stands there more than once, or is no text.
-pub(super) fn only(request: &HttpRequest, name: HeaderName) -> Result<Option<String>, NotOne> {
-    let mut values = request.headers().get_all(name);
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(|text| Some(text.trim().to_owned())).map_err(|_| NotOne),
-        (Some(_), Some(_)) => Err(NotOne),
     }
 }
 

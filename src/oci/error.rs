@@ -230,6 +230,9 @@ impl From<Refusal> for OciError {
             Refusal::ConditionFailed { current, .. } => condition_failed(message, current),
             Refusal::TagImmutable { .. } => Self::new(StatusCode::FORBIDDEN, Code::Denied, message),
             Refusal::MediaTypeDiffers { .. } => Self::bad_request(Code::ManifestInvalid, message),
+            Refusal::PolicyUnknown => Self::not_found(Code::Unsupported, message),
+            Refusal::PolicyChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
+            Refusal::PoliciesFull { .. } => Self::new(StatusCode::FORBIDDEN, Code::Denied, message),
             Refusal::SettingsChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::SettingsInvalid(_) => Self::bad_request(Code::Unsupported, message),
             Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),
@@ -283,6 +286,7 @@ impl From<InvalidName> for OciError {
             InvalidName::Repository => Self::bad_request(Code::NameInvalid, message),
             // The specification has no code for tags.
             InvalidName::Tag => Self::bad_request(Code::ManifestInvalid, message),
+            InvalidName::Policy => Self::bad_request(Code::Unsupported, message),
         }
     }
 }

@@ -3,10 +3,6 @@
 //! The path is taken apart here rather than by actix-web's router, because a repository's name has any depth and may
 //! itself contain `/tags/list`, `/manifests` or `/blobs/uploads`: only a match from the right tells them apart.
 
-use std::borrow::Cow;
-
-use actix_web::HttpRequest;
-use actix_web::http::header::AsHeaderName;
 use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::Digest;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -110,28 +106,9 @@ pub(crate) fn repository(name: &str) -> Result<RepositoryName, OciError> {
     Ok(name.parse()?)
 }
 
-/// The first value of a query parameter, decoded. Parameters that nobody asks for are ignored: containerd adds
-/// `ns`, crane `origin`, proxies their own.
-pub(crate) fn query<'a>(request: &'a HttpRequest, name: &str) -> Option<Cow<'a, str>> {
-    form_urlencoded::parse(request.query_string().as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)
-}
-
-/// All values of a query parameter, decoded.
-pub(crate) fn query_all<'a>(request: &'a HttpRequest, name: &str) -> Vec<Cow<'a, str>> {
-    form_urlencoded::parse(request.query_string().as_bytes())
-        .filter(|(key, _)| key == name)
-        .map(|(_, value)| value)
-        .collect()
-}
-
 /// A text as the value of a query parameter.
 pub(crate) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, ENCODED)
-}
-
-/// A header's first value; `None` also where it is not text.
-pub(crate) fn header(request: &HttpRequest, name: impl AsHeaderName) -> Option<&str> {
-    request.headers().get(name)?.to_str().ok()
 }
 
 #[cfg(test)]

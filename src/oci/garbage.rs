@@ -8,10 +8,10 @@ use flotilla_storage::Digest;
 use serde_json::{Value, json};
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::changes::rfc3339;
 use super::error::{Code, OciError, blocking};
-use super::extract::query;
 use super::{FLOTILLA_REVISION, Oci, decimal};
+use crate::request::query;
+use crate::timestamp::rfc3339;
 
 /// The candidates that one plan lists at most.
 const PLAN_MAX: usize = 1000;

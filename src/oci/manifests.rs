@@ -9,12 +9,14 @@ use flotilla_raft::{Answer, Body, Command, ManifestPut, ManifestRecord, Refusal,
 use flotilla_storage::{Algorithm, Digest};
 use uuid::Uuid;
 
-use super::content::{self, Content, read_body};
+use super::content::{self, Content};
 use super::error::{Code, OciError, blocking};
-use super::extract::{Reference, query_all};
+use super::extract::Reference;
 use super::manifest_document::ManifestDocument;
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
 use super::{condition, past};
+use crate::body::read_body;
+use crate::request::query_all;
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");

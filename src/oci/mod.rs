@@ -22,11 +22,12 @@ use std::sync::Arc;
 
 use actix_web::HttpResponse;
 use actix_web::http::header::{HeaderName, HeaderValue};
-use flotilla_raft::{Command, Consensus, ReadError, Refusal};
+use flotilla_raft::{Command, Consensus, Refusal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::freshness::Freshness;
 use crate::memory::Budget;
 use crate::replication::Replication;
 
@@ -39,8 +40,7 @@ pub(crate) use manifests::{delete as delete_manifest, get as get_manifest, put a
 pub(crate) use referrers::list as list_referrers;
 pub(crate) use tags::list as list_tags;
 
-/// The log index at which what an answer tells last changed.
-pub(crate) const FLOTILLA_REVISION: HeaderName = HeaderName::from_static("flotilla-revision");
+pub(crate) use crate::revision::FLOTILLA_REVISION;
 
 /// The digest of what an answer carries, as the client named it.
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -93,11 +93,7 @@ impl Oci {
 
     /// Waits until local state is as new as this call. Without a quorum it says so, and local state still serves.
     async fn catch_up(&self) -> Result<Freshness, OciError> {
-        match self.consensus.read_barrier().await {
-            Ok(()) => Ok(Freshness::Current),
-            Err(ReadError::NoQuorum) => Ok(Freshness::Stale),
-            Err(error @ ReadError::Stopped) => Err(error.into()),
-        }
+        Freshness::catch_up(&self.consensus).await
     }
 
     /// A look-up by digest: a local yes is enough (a removal was acknowledged when every node that answers had applied
@@ -144,36 +140,6 @@ impl Oci {
         answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
         self.consensus.wait_applied_everywhere(answer.revision).await;
         Ok(HttpResponse::Accepted().insert_header((FLOTILLA_REVISION, decimal(answer.revision))).finish())
-    }
-}
-
-/// How far an answer from local state can be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Freshness {
-    /// As new as the request.
-    Current,
-    /// Perhaps older: no majority answered.
-    Stale,
-}
-
-impl Freshness {
-    /// The header that says so, in the specification's form.
-    fn warning(self) -> Option<(HeaderName, HeaderValue)> {
-        match self {
-            Self::Current => None,
-            Self::Stale => Some((
-                actix_web::http::header::WARNING,
-                HeaderValue::from_static("299 - \"no quorum: this answer may be stale\""),
-            )),
-        }
-    }
-
-    /// An error of a look-up that found nothing; a stale nothing proves nothing.
-    fn missing(self, error: OciError) -> OciError {
-        match self {
-            Self::Current => error,
-            Self::Stale => ReadError::NoQuorum.into(),
-        }
     }
 }
 

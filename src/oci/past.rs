@@ -7,7 +7,7 @@ use flotilla_storage::Digest;
 
 use super::Oci;
 use super::error::{Code, OciError, blocking};
-use super::extract::query;
+use crate::request::query;
 
 /// The revision that a request asks for, applied here by now. What was true at a revision never changes, so no
 /// majority is asked where this node has it.

@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::content::Content;
 use super::error::{OciError, blocking};
-use super::extract::{encoded, query, query_all};
+use super::extract::encoded;
 use super::manifest_document::OCI_INDEX;
 use super::{FLOTILLA_REVISION, Oci, checked, decimal};
+use crate::request::{query, query_all};
 
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 

@@ -1,17 +1,17 @@
 //! The settings that all nodes share, over HTTP: read, and replaced as a whole.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use flotilla_raft::Command;
 use flotilla_raft::settings::DOCUMENT_MAX;
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
-use super::condition;
-use super::content::read_body;
 use super::error::{Code, OciError};
-use super::{FLOTILLA_REVISION, Oci, checked, decimal};
+use super::{FLOTILLA_REVISION, Oci, decimal};
+use crate::body::read_body;
+use crate::revision;
 
 /// What stands for settings that nobody put.
 const NOTHING: &str = "{}";
@@ -30,7 +30,7 @@ async fn get_settings(oci: web::Data<Oci>) -> Result<HttpResponse, OciError> {
     let (document, revision) = record.map_or_else(|| (NOTHING.into(), 0), |record| (record.document, record.revision));
     let mut answer = HttpResponse::Ok();
     answer.insert_header((FLOTILLA_REVISION, decimal(revision)));
-    answer.insert_header((ETAG, checked(format_args!("\"{revision}\""))));
+    answer.insert_header((ETAG, revision::etag(revision)));
     answer.insert_header((CONTENT_TYPE, "application/json"));
     if let Some(warning) = freshness.warning() {
         answer.insert_header(warning);
@@ -57,7 +57,7 @@ async fn put_settings(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
-    let expected = expected(&request)?;
+    let expected = revision::expected(&request)?;
     let (limit, pause) = (DOCUMENT_MAX as u64, oci.config.body_timeout);
     let body = read_body(&request, payload, limit, pause, &mut oci.bodies.share()).await?;
     let document = String::from_utf8(body.to_vec()).map_err(|_| refused("the document is not UTF-8"))?;
@@ -65,23 +65,7 @@ async fn put_settings(
     answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
     let mut answered = HttpResponse::build(StatusCode::NO_CONTENT);
     answered.insert_header((FLOTILLA_REVISION, decimal(answer.revision)));
-    Ok(answered.insert_header((ETAG, checked(format_args!("\"{}\"", answer.revision)))).finish())
-}
-
-/// The revision that a request wants to replace, 0 for none; any where it says nothing.
-fn expected(request: &HttpRequest) -> Result<Option<u64>, OciError> {
-    let odd =
-        || refused("a condition is If-Match with the ETag of a former answer, or If-None-Match: *, and one of them");
-    let only = |name| condition::only(request, name).map_err(|_| odd());
-    match (only(IF_MATCH)?, only(IF_NONE_MATCH)?) {
-        (None, None) => Ok(None),
-        (None, Some(none)) if none == "*" => Ok(Some(0)),
-        (Some(etag), None) => {
-            let number = etag.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-            number.and_then(|number| number.parse().ok()).map(Some).ok_or_else(odd)
-        }
-        _ => Err(odd()),
-    }
+    Ok(answered.insert_header((ETAG, revision::etag(answer.revision))).finish())
 }
 
 fn refused(message: &str) -> OciError {

@@ -7,9 +7,10 @@ use flotilla_storage::StorageError;
 use serde_json::json;
 
 use super::error::{Code, OciError, blocking};
-use super::extract::{encoded, query};
+use super::extract::encoded;
 use super::past;
 use super::{FLOTILLA_REVISION, Freshness, Oci, checked, decimal};
+use crate::request::query;
 
 /// The most entries of one page.
 const PAGE_MAX: usize = 10_000;

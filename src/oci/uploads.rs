@@ -14,9 +14,9 @@ use flotilla_storage::{Algorithm, Digest};
 use uuid::Uuid;
 
 use super::error::{Code, OciError};
-use super::extract::{header, query, query_all};
 use super::{DOCKER_CONTENT_DIGEST, FLOTILLA_REVISION, checked, decimal};
 use crate::replication::{BodyError, OneRequest, Replication, Session, Turn, UploadError};
+use crate::request::{header, query, query_all};
 use content_range::ChunkRange;
 
 /// The session's id, for clients that do not take it from the `Location`.

@@ -42,11 +42,15 @@ pub enum Keyspace {
     Existence = b'e',
     /// How many indexes of a repository have a manifest as a child.
     Child = b'k',
+    /// The versions of each image policy, the newest first.
+    Policy = b'o',
+    /// Manifests with tags that pointed at them longer ago than the versions of the tags say.
+    Pair = b'a',
 }
 
 impl Keyspace {
     /// All prefixes, for tools that walk the whole state.
-    pub const ALL: [Keyspace; 18] = [
+    pub const ALL: [Keyspace; 20] = [
         Keyspace::Meta,
         Keyspace::Repository,
         Keyspace::Tag,
@@ -65,6 +69,8 @@ impl Keyspace {
         Keyspace::Former,
         Keyspace::Existence,
         Keyspace::Child,
+        Keyspace::Policy,
+        Keyspace::Pair,
     ];
 
     /// The byte that keys of this space begin with.
@@ -80,6 +86,6 @@ mod tests {
     #[test]
     fn prefixes_are_the_released_bytes() {
         let bytes: Vec<u8> = Keyspace::ALL.iter().map(|space| space.prefix()).collect();
-        assert_eq!(bytes, b"mrtflbFqphcsugxdek");
+        assert_eq!(bytes, b"mrtflbFqphcsugxdekoa");
     }
 }

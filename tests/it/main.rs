@@ -1,5 +1,6 @@
 //! HTTP tests against a real cluster of three nodes. Tests of a case from the field begin with its number.
 
+mod admission;
 mod any_node;
 mod architecture;
 mod changes;

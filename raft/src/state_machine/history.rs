@@ -29,6 +29,31 @@ pub(super) fn tag_changed(
     record(state, what, repository, Some(tag), digest, previous)
 }
 
+/// That a tag pointed at a manifest is known as long as the manifest is there, also when no version says so any more.
+fn keep_pair(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    tag: &Tag,
+) -> Result<(), StorageError> {
+    if state.exists(&keys::manifest(repository, digest))? {
+        state.put_raw(keys::pair(repository, digest, tag), Vec::new());
+    }
+    Ok(())
+}
+
+/// Forgets which tags pointed at a manifest that is no more.
+pub(super) fn forget_pairs(
+    state: &mut State<'_>,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Result<(), StorageError> {
+    for (key, _) in state.scan(&keys::pairs(repository, digest))? {
+        state.delete(key);
+    }
+    Ok(())
+}
+
 /// Notes that a manifest came into a repository, or went.
 pub(super) fn manifest_changed(
     state: &mut State<'_>,
@@ -136,7 +161,11 @@ fn forget_versions_before(
 ) -> Result<(), StorageError> {
     let began = keys::version(&change.repository, tag, revision);
     // Each change ends one version, so there is at most one that is older.
-    for (older, _) in state.scan_some(&keys::history(&change.repository, tag), Some(&began), 1)? {
+    for (older, row) in state.scan_some(&keys::history(&change.repository, tag), Some(&began), 1)? {
+        let version: TagVersion = wire::decode(Kind::Row, &row)?;
+        if let Some(digest) = version.digest {
+            keep_pair(state, &change.repository, &digest, tag)?;
+        }
         state.delete(older);
     }
     if change.what == Changed::TagDelete {

@@ -4,7 +4,7 @@
 
 use flotilla_storage::{Digest, Keyspace, StorageError};
 
-use crate::names::{RepositoryName, Tag};
+use crate::names::{PolicyName, RepositoryName, Tag};
 use crate::records::Candidate;
 use crate::settings::Rules;
 
@@ -41,6 +41,36 @@ pub(crate) fn settings() -> Vec<u8> {
 /// The row of the revision at which the settings were put.
 pub(crate) fn settings_revision() -> Vec<u8> {
     key(Keyspace::Meta, &[b"settings-revision"])
+}
+
+/// The row of the revision at which a policy was put or removed last.
+pub(crate) fn policies_revision() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"policies"])
+}
+
+/// The prefix of the versions of all policies; what follows it in a key has the form of a tag's version.
+pub(crate) fn policies() -> Vec<u8> {
+    key(Keyspace::Policy, &[])
+}
+
+/// The prefix of a policy's versions.
+pub(crate) fn policy(name: &PolicyName) -> Vec<u8> {
+    key(Keyspace::Policy, &[name.as_str().as_bytes(), &[0]])
+}
+
+/// A policy's version that began at this revision; newer ones come first.
+pub(crate) fn policy_version(name: &PolicyName, revision: u64) -> Vec<u8> {
+    [policy(name), (!revision).to_be_bytes().to_vec()].concat()
+}
+
+/// The prefix of the tags that pointed at a manifest.
+pub(crate) fn pairs(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {
+    key(Keyspace::Pair, &[repository.as_str().as_bytes(), &[0], &digest.to_key()])
+}
+
+/// The row that says that a tag pointed at a manifest.
+pub(crate) fn pair(repository: &RepositoryName, digest: &Digest, tag: &Tag) -> Vec<u8> {
+    [pairs(repository, digest), tag.as_str().as_bytes().to_vec()].concat()
 }
 
 /// The marker that a snapshot was built or installed.

@@ -94,6 +94,7 @@ fn remove(
     }
     count_children(state, repository, &record, -1)?;
     state.delete_long(keys::manifest(repository, digest))?;
+    history::forget_pairs(state, repository, digest)?;
     history::manifest_changed(state, Changed::ManifestDelete, repository, digest)?;
     state.count(repository, 0, -1)?;
     garbage::manifest_ends(state, repository, digest, record)

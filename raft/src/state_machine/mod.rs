@@ -12,6 +12,7 @@ pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod long_rows;
 mod manifests;
+mod policies;
 mod requests;
 mod settings;
 mod state;
@@ -65,6 +66,9 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::MoveTags(changes) => tags::change_all(state, changes),
         Command::TouchBlob { repository, digest } => garbage::touch(state, repository, digest),
         Command::CollectUntagged { repository, digests } => manifests::collect_untagged(state, repository, digests),
+        Command::ChangePolicy { name, document, expected } => {
+            policies::change(state, name, document.as_deref(), *expected)
+        }
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use flotilla_storage::{Algorithm, Digest, PresentRows, StorageError};
+use flotilla_storage::{Algorithm, Digest, Keyspace, PresentRows, StorageError};
 use uuid::Uuid;
 
 use super::journal::{CHANGES, REQUESTS, envelopes};
@@ -16,7 +16,8 @@ use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
 use crate::records::{
-    BlobRecord, Candidate, Change, LinkRecord, ManifestRecord, Place, Referrer, RepositoryRecord, TagRecord,
+    BlobRecord, Candidate, Change, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer, RepositoryRecord,
+    TagRecord,
 };
 use crate::settings::Rules;
 use crate::wire::{self, Kind};
@@ -127,7 +128,7 @@ fn change(word: &str) -> TagChange {
 /// `link REPO NAME BODY` (`file:HOLDERS[@PROMISED]` for a file) · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
 /// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT [TYPE [MENTIONS]]]]]` · `delete-tag REPO TAG [CONDITION]` ·
 /// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT` · `touch REPO NAME` ·
-/// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES`
+/// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES` · `policy NAME REVISION|- [DOCUMENT]`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let repository = words[1].split(':').next().and_then(|name| name.parse().ok());
@@ -155,6 +156,11 @@ fn command(line: &str) -> Command {
         "collect-untagged" => Command::CollectUntagged { repository, digests: list(words.get(2)) },
         "collect" => Command::Collect { orphans: list(words.get(2)), limit: words[1].parse().expect("a number") },
         "settings" => Command::PutSettings { document: words[2..].join(" "), expected: words[1].parse().ok() },
+        "policy" => Command::ChangePolicy {
+            name: words[1].parse().expect("a name"),
+            document: words.get(3).map(|_| words[3..].join(" ")),
+            expected: words[2].parse().ok(),
+        },
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {
@@ -234,6 +240,13 @@ fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
             tags.collect::<String>()
         );
     }
+    let policies = keys::policies();
+    for (key, value) in memory.scan(&policies, None, usize::MAX).expect("in memory") {
+        let name: crate::PolicyName = keys::name_of_version(&key, policies.len()).expect("a name");
+        let revision = keys::revision_of_version(&key).expect("a revision");
+        let version: PolicyVersion = wire::decode(Kind::Row, &value).expect("a sound row");
+        let _ = writeln!(out, "  policy {name}@{revision}: {}", version.document.as_deref().unwrap_or("removed"));
+    }
     for (key, _) in memory.scan(b"g", None, usize::MAX).expect("in memory") {
         let (since_ms, candidate) = keys::parse_candidate(&key).expect("a candidate");
         let what = match candidate {
@@ -282,6 +295,39 @@ fn what_nothing_uses_is_collected_after_its_time() {
 #[test]
 fn manifests_without_a_tag_are_collected_where_a_rule_says_so() {
     check("untagged");
+}
+
+#[test]
+fn policies_keep_their_versions() {
+    check("policies");
+}
+
+#[test]
+fn a_tag_that_pointed_at_a_manifest_is_known_as_long_as_the_manifest() {
+    let mut memory = Memory::default();
+    let mut play = |lines: &str| lines.lines().for_each(|line| drop(memory.one(command(line.trim()))));
+    play(
+        r#"settings - {"history_seconds":10}
+        link r layer content
+        put r image v1 layer
+        put r other v1,v2 layer
+        put r image v2 layer
+        delete-tag r v2"#,
+    );
+    for _ in 0..130 {
+        play("touch r layer");
+    }
+    let pairs = |memory: &Memory| {
+        let rows = memory.scan(&[Keyspace::Pair.prefix()], None, usize::MAX).expect("in memory");
+        rows.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+    };
+    let repository = "r".parse().expect("a repository");
+    let was = |name: &str, tag: &str| keys::pair(&repository, &digest(name), &tag.parse().expect("a tag"));
+    let mut expected = vec![was("image", "v1"), was("other", "v2"), was("image", "v2")];
+    expected.sort();
+    assert_eq!(pairs(&memory), expected, "no version of a tag says so any more");
+    memory.one(command("delete-manifest r image"));
+    assert_eq!(pairs(&memory), [was("other", "v2")]);
 }
 
 #[test]

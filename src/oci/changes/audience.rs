@@ -8,7 +8,7 @@ use flotilla_raft::{Change, Place, RepositoryName};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::feed::Event;
+use super::event::Event;
 
 /// The most who may watch one node.
 const WATCHERS_MAX: usize = 10_000;

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use actix_web::web;
-use bytes::Bytes;
-use flotilla_raft::{Change, Changed, Consensus, Place};
-use serde_json::{Value, json};
+use flotilla_raft::{Consensus, Place};
 use tokio_util::sync::CancellationToken;
 
 use super::audience::{Audience, Seat, Wanted};
-use super::rfc3339;
 
 /// The most changes of one batch.
 pub(super) const BATCH_MAX: usize = 500;
@@ -19,43 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A pause after an error of storage, which stops the node by itself.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-
-/// One change as watchers are told it.
-pub(super) struct Event {
-    pub(super) place: Place,
-    name: &'static str,
-    /// The JSON document.
-    data: Value,
-    /// The server-sent event.
-    pub(super) text: Bytes,
-}
-
-impl Event {
-    pub(super) fn new(place: Place, change: Change) -> Self {
-        let name = match change.what {
-            Changed::TagPut => "tag.put",
-            Changed::TagDelete => "tag.delete",
-            Changed::ManifestPut => "manifest.put",
-            Changed::ManifestDelete => "manifest.delete",
-        };
-        let data = json!({
-            "revision": place.revision,
-            "repository": change.repository,
-            "tag": change.tag,
-            "digest": change.digest.map(|digest| digest.to_string()),
-            "previous": change.previous.map(|digest| digest.to_string()),
-            "actor": change.actor,
-            "time": rfc3339(change.time_ms),
-        });
-        let text = format!("id: {place}\nevent: {name}\ndata: {data}\n\n");
-        Self { place, name, data, text: text.into() }
-    }
-
-    /// The event as a poll shows it.
-    pub(super) fn shown(&self) -> Value {
-        json!({ "id": self.place.to_string(), "event": self.name, "data": self.data })
-    }
-}
 
 /// Where watchers get the changes from. Cheap to clone.
 #[derive(Clone, Default)]
@@ -120,29 +80,5 @@ impl Feed {
                 return place;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_one_change_with_its_place() {
-        let change = Change {
-            what: Changed::TagPut,
-            repository: "a/b".parse().unwrap(),
-            tag: Some("v1".parse().unwrap()),
-            digest: Some(format!("sha256:{}", "1".repeat(64)).parse().unwrap()),
-            previous: None,
-            actor: "eve\nid: 9".into(),
-            time_ms: 1000,
-        };
-        let event = Event::new(Place { revision: 7, number: 2 }, change);
-        let text = String::from_utf8(event.text.to_vec()).unwrap();
-        assert!(text.starts_with("id: 7.2\nevent: tag.put\ndata: {") && text.ends_with("}\n\n"));
-        assert_eq!(text.lines().filter(|line| !line.is_empty()).count(), 3, "nothing in it makes a line of its own");
-        assert_eq!(event.data["time"], "1970-01-01T00:00:01.000Z");
-        assert_eq!(event.data["previous"], Value::Null);
     }
 }

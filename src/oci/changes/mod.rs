@@ -2,12 +2,11 @@
 //! of all changes.
 
 mod audience;
+mod event;
 mod feed;
 mod tags;
 mod transaction;
 mod watch;
-
-use std::time::{Duration, UNIX_EPOCH};
 
 use flotilla_raft::{Command, TagChange};
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -30,9 +29,4 @@ async fn propose(oci: &Oci, changes: Vec<TagChange>) -> Result<u64, OciError> {
     let answer = oci.consensus.propose(Uuid::new_v4(), Command::MoveTags(changes)).await?;
     answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
     Ok(answer.revision)
-}
-
-/// A time of state as RFC 3339 has it.
-pub(super) fn rfc3339(time_ms: u64) -> String {
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time_ms)).to_string()
 }

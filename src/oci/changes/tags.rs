@@ -7,11 +7,12 @@ use flotilla_raft::{RepositoryName, Tag, TagChange, TagVersion};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{propose, rfc3339};
-use crate::oci::content::read_body;
+use super::propose;
+use crate::body::read_body;
 use crate::oci::error::{Code, OciError, blocking};
-use crate::oci::extract::query;
 use crate::oci::{FLOTILLA_REVISION, Oci, checked, condition, decimal, past};
+use crate::request::query;
+use crate::timestamp::rfc3339;
 
 /// The versions of one page, unless the client asks for fewer.
 const PAGE_MAX: usize = 1000;

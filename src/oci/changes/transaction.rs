@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::propose;
-use crate::oci::content::read_body;
+use crate::body::read_body;
 use crate::oci::error::{Code, OciError};
 use crate::oci::{FLOTILLA_REVISION, Oci, condition, decimal};
 

@@ -12,10 +12,11 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::audience::{Seat, Wanted};
-use super::feed::{BATCH_MAX, Event};
+use super::event::Event;
+use super::feed::BATCH_MAX;
 use crate::oci::error::{Code, OciError};
-use crate::oci::extract::{header, query};
 use crate::oci::{FLOTILLA_REVISION, Oci, decimal, past};
+use crate::request::{header, query};
 
 /// A comment line goes out when nothing else did for this long, so that nobody takes the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -1,6 +1,5 @@
 //! Content by digest, over HTTP: conditional requests, ranges, and bodies that come in or go out.
 
-mod incoming;
 pub(crate) mod ranges;
 
 use std::io;
@@ -17,12 +16,12 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use uuid::Uuid;
 
-pub(crate) use incoming::read_body;
 use ranges::Wanted;
 
 use super::error::OciError;
-use super::{DOCKER_CONTENT_DIGEST, Oci, checked, extract};
+use super::{DOCKER_CONTENT_DIGEST, Oci, checked};
 use crate::replication::{ReadBlobError, Replication};
+use crate::request;
 
 /// How much memory the bodies may take that are kept because they were asked for.
 const HOT_BYTES: u64 = 32 * 1024 * 1024;
@@ -164,8 +163,8 @@ fn is_known(request: &HttpRequest, digest: &Digest) -> bool {
 
 /// Whether the ranges are to be heeded: without `If-Range`, or where it names this content. Never where it is a date.
 fn wanted(request: &HttpRequest, content: &Content<'_>) -> Wanted {
-    let Some(range) = extract::header(request, header::RANGE) else { return Wanted::Whole };
-    let condition = extract::header(request, header::IF_RANGE);
+    let Some(range) = request::header(request, header::RANGE) else { return Wanted::Whole };
+    let condition = request::header(request, header::IF_RANGE);
     // A range has a meaning for GET alone.
     if request.method() != Method::GET || condition.is_some_and(|condition| condition.trim() != quoted(&content.digest))
     {

@@ -10,8 +10,8 @@ use futures::{Stream, StreamExt};
 
 use crate::memory::Share;
 use crate::oci::error::OciError;
-use crate::oci::extract;
 use crate::pace::Pace;
+use crate::request;
 
 /// The most memory that is set aside on a client's word alone.
 const PROMISE_MAX: u64 = 64 * 1024;
@@ -31,7 +31,7 @@ pub(crate) async fn read_body<S>(
 where
     S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
 {
-    let promised: Option<u64> = extract::header(request, CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let promised: Option<u64> = request::header(request, CONTENT_LENGTH).and_then(|length| length.parse().ok());
     if promised.is_some_and(|length| length > limit) {
         return Err(OciError::too_large(limit));
     }

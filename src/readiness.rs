@@ -14,6 +14,7 @@ pub(crate) struct Readiness {
 #[derive(Default)]
 struct Shared {
     started: AtomicBool,
+    caught_up: AtomicBool,
     stopping: CancellationToken,
     requests: AtomicUsize,
 }
@@ -28,10 +29,19 @@ impl Drop for InFlight {
 }
 
 impl Readiness {
-    /// This node has caught up once since its start: what it answers from its own state is not older than what it
-    /// had answered before.
+    /// This node answers from now on: it has caught up once since its start, or waited for that in vain.
     pub(crate) fn started(&self) {
         self.shared.started.store(true, Ordering::Release);
+    }
+
+    /// The state of this node was as new as its cluster's at some time since its start.
+    pub(crate) fn caught_up(&self) {
+        self.shared.caught_up.store(true, Ordering::Release);
+    }
+
+    /// Whether it ever was.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.shared.caught_up.load(Ordering::Acquire)
     }
 
     /// This node is about to stop.
@@ -39,7 +49,7 @@ impl Readiness {
         self.shared.stopping.cancel();
     }
 
-    /// Whether it has caught up since its start.
+    /// Whether it answers.
     pub(crate) fn is_started(&self) -> bool {
         self.shared.started.load(Ordering::Acquire)
     }

@@ -1,0 +1,54 @@
+//! Which images may run: policies, and the decision on what the API server of a Kubernetes cluster asks.
+//!
+//! [`hooks`] answers a call: it reads the [`review`], [`decide`]s by the [`policy`] documents in force and by [`state`], and
+//! writes the [`answer`]. [`cases`] plays the same from files.
+
+mod answer;
+pub(crate) mod api;
+pub(crate) mod cases;
+mod decide;
+mod explain;
+mod hooks;
+mod metrics;
+pub(crate) mod policy;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod properties;
+mod reference;
+mod review;
+mod state;
+pub(crate) mod tls;
+pub(crate) mod webhook;
+
+use std::sync::Arc;
+
+use flotilla_raft::Consensus;
+
+use crate::config::Config;
+use crate::memory::Budget;
+use crate::readiness::Readiness;
+
+/// What the bodies of requests that are read into memory may take together, in bytes.
+const BODIES_MAX: usize = 64 << 20;
+
+/// What the handlers share, once for all workers.
+pub(crate) struct Admission {
+    consensus: Consensus,
+    config: Arc<Config>,
+    bodies: Budget,
+    readiness: Readiness,
+    policies: state::Policies,
+    pub(crate) metrics: metrics::Metrics,
+}
+
+impl Admission {
+    pub(crate) fn new(consensus: Consensus, config: Arc<Config>, readiness: Readiness) -> Self {
+        Self {
+            consensus,
+            config,
+            bodies: Budget::new(BODIES_MAX),
+            readiness,
+            policies: state::Policies::default(),
+            metrics: metrics::Metrics::default(),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Image policies: the document that people write, checked, and its patterns compiled.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use flotilla_raft::PolicyName;
+use flotilla_raft::settings::{GlobMatcher, glob};
+use serde::{Deserialize, Serialize};
+
+/// The largest document, in bytes.
+pub(crate) const DOCUMENT_MAX: usize = 256 << 10;
+
+/// The most rules of a policy, patterns of a rule and namespaces of a policy.
+const LIST_MAX: usize = 1000;
+
+/// The document, YAML or JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImagePolicy {
+    pub(crate) name: PolicyName,
+    pub(crate) mode: Mode,
+    /// Globs over the names of namespaces.
+    #[serde(default = "everywhere")]
+    pub(crate) namespaces: Vec<String>,
+    /// What happens to an image that no rule approves.
+    pub(crate) default: Default,
+    #[serde(default)]
+    pub(crate) pin: Pin,
+    #[serde(default)]
+    pub(crate) templates: Templates,
+    #[serde(default)]
+    pub(crate) rules: Vec<Rule>,
+}
+
+fn everywhere() -> Vec<String> {
+    vec!["**".into()]
+}
+
+/// What becomes of what a policy finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// It is denied.
+    Enforce,
+    /// Whoever asked is warned.
+    Warn,
+    /// It is written down.
+    Audit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Default {
+    Deny,
+    Approve,
+}
+
+/// Where tags of this registry are replaced by what they point at.
+#[derive(Debug, Clone, Copy, std::default::Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pin {
+    Off,
+    #[default]
+    Pods,
+    /// In pods as well.
+    Templates,
+}
+
+/// What becomes of what an enforced policy finds in a pod template.
+#[derive(Debug, Clone, Copy, std::default::Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Templates {
+    #[default]
+    Warn,
+    Enforce,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rule {
+    /// What people are told; `rules[N]` where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// `REGISTRY/REPOSITORY[:TAG][@DIGEST]`, each a glob.
+    pub(crate) images: Vec<String>,
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verb {
+    Deny,
+    Approve,
+    Require(Requirements),
+}
+
+/// What must be true of an image.
+#[derive(Debug, Clone, std::default::Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Requirements {
+    /// This registry holds it.
+    pub(crate) exists: bool,
+    /// It is named by its digest.
+    pub(crate) digest: bool,
+    /// It is named by its digest, or by a tag of this registry that cannot be moved.
+    pub(crate) immutable_tag: bool,
+    /// It came into this registry at most this long ago: `30d`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_age: Option<String>,
+}
+
+/// Why a document is refused; says where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct InvalidPolicy(String);
+
+/// A policy whose patterns are compiled.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) name: PolicyName,
+    /// The revision at which it was put.
+    pub(crate) revision: u64,
+    pub(crate) mode: Mode,
+    pub(crate) default: Default,
+    pub(crate) pin: Pin,
+    pub(crate) templates: Templates,
+    pub(crate) rules: Vec<CompiledRule>,
+    namespaces: Vec<GlobMatcher>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CompiledRule {
+    pub(crate) name: String,
+    pub(crate) images: Vec<Pattern>,
+    pub(crate) verb: CompiledVerb,
+}
+
+#[derive(Debug)]
+pub(crate) enum CompiledVerb {
+    Deny,
+    Approve,
+    Require { exists: bool, digest: bool, immutable_tag: bool, max_age_ms: Option<u64> },
+}
+
+/// Which images a rule is about.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    name: GlobMatcher,
+    pub(crate) tag: Option<GlobMatcher>,
+    pub(crate) digest: Option<GlobMatcher>,
+}
+
+impl Policy {
+    /// Reads one document.
+    ///
+    /// # Errors
+    /// Not YAML, an unknown or a missing field, a bad pattern, too much of something: with its place.
+    pub(crate) fn parse(document: &str, revision: u64) -> Result<Self, InvalidPolicy> {
+        if document.len() > DOCUMENT_MAX {
+            return Err(InvalidPolicy(format!("more than {DOCUMENT_MAX} bytes")));
+        }
+        let policy: ImagePolicy = serde_saphyr::from_str(document).map_err(|error| refused("not valid", error))?;
+        at_most(policy.namespaces.len(), "namespaces")?;
+        at_most(policy.rules.len(), "rules")?;
+        let namespaces = policy.namespaces.iter().enumerate();
+        let namespaces = namespaces
+            .map(|(number, pattern)| {
+                glob(pattern).map_err(|error| refused(format_args!("namespaces[{number}]"), error))
+            })
+            .collect::<Result<_, _>>()?;
+        let rules = policy.rules.into_iter().enumerate();
+        Ok(Self {
+            name: policy.name,
+            revision,
+            mode: policy.mode,
+            default: policy.default,
+            pin: policy.pin,
+            templates: policy.templates,
+            rules: rules.map(|(number, rule)| CompiledRule::new(number, rule)).collect::<Result<_, _>>()?,
+            namespaces,
+        })
+    }
+
+    /// Reads a text of several documents.
+    ///
+    /// # Errors
+    /// As [`Policy::parse`]; two of one name.
+    pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, InvalidPolicy> {
+        let policies: Vec<_> = documents(text).map(|document| Self::parse(document, 0)).collect::<Result<_, _>>()?;
+        let mut names = BTreeSet::new();
+        match policies.iter().find(|policy| !names.insert(&policy.name)) {
+            Some(twice) => Err(refused(&twice.name, "two policies have this name")),
+            None => Ok(policies),
+        }
+    }
+
+    pub(crate) fn selects(&self, namespace: &str) -> bool {
+        self.namespaces.iter().any(|pattern| pattern.is_match(namespace))
+    }
+}
+
+impl CompiledRule {
+    fn new(number: usize, rule: Rule) -> Result<Self, InvalidPolicy> {
+        let place = format!("rules[{number}]");
+        if rule.images.is_empty() {
+            return Err(refused(format_args!("{place}.images"), "is empty: the rule is about no image"));
+        }
+        at_most(rule.images.len(), format_args!("{place}.images"))?;
+        let images = rule.images.iter().enumerate();
+        let images = images
+            .map(|(number, text)| {
+                Pattern::parse(text).map_err(|error| refused(format_args!("{place}.images[{number}]"), error))
+            })
+            .collect::<Result<_, _>>()?;
+        let verb = match rule.verb {
+            Verb::Deny => CompiledVerb::Deny,
+            Verb::Approve => CompiledVerb::Approve,
+            Verb::Require(required) => {
+                let max_age_ms = required.max_age.as_deref().map(humantime::parse_duration).transpose();
+                let max_age_ms =
+                    max_age_ms.map_err(|error| refused(format_args!("{place}.verb.require.max_age"), error))?;
+                let Requirements { exists, digest, immutable_tag, .. } = required;
+                if !exists && !digest && !immutable_tag && max_age_ms.is_none() {
+                    return Err(refused(format_args!("{place}.verb.require"), "requires nothing"));
+                }
+                let max_age_ms = max_age_ms.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+                CompiledVerb::Require { exists, digest, immutable_tag, max_age_ms }
+            }
+        };
+        Ok(Self { name: rule.name.filter(|name| !name.trim().is_empty()).unwrap_or(place), images, verb })
+    }
+}
+
+impl Pattern {
+    /// `NAME[:TAG][@DIGEST]`
+    fn parse(text: &str) -> Result<Self, InvalidPolicy> {
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        // A colon before the last slash is a port's.
+        let (name, tag) = match rest.rsplit_once(':').filter(|(_, tag)| !tag.contains(['/', ']'])) {
+            Some((name, tag)) => (name, Some(tag)),
+            None => (rest, None),
+        };
+        if [Some(name), tag, digest].contains(&Some("")) {
+            return Err(InvalidPolicy(format!("{text:?} has an empty part")));
+        }
+        let first = name.split('/').next().unwrap_or_default();
+        let may_be_host = first == "localhost" || first.contains(['.', ':', '*', '?', '{', '[']);
+        if !may_be_host || (!name.contains('/') && !name.contains("**")) {
+            let hint = "a name begins with its registry, as in docker.io/library/nginx or **/nginx";
+            return Err(InvalidPolicy(format!("{text:?} would match nothing: {hint}")));
+        }
+        // An address in brackets is no class of characters.
+        let name = match name.strip_prefix('[').and_then(|name| name.split_once(']')) {
+            Some((address, rest)) => format!("\\[{address}\\]{rest}"),
+            None => name.to_owned(),
+        };
+        let compiled = |pattern: &str| glob(pattern).map_err(|error| InvalidPolicy(error.to_string()));
+        Ok(Self {
+            name: compiled(&name)?,
+            tag: tag.map(compiled).transpose()?,
+            digest: digest.map(compiled).transpose()?,
+        })
+    }
+
+    /// Whether it is about images of this registry and repository, and perhaps of some tag or digest.
+    pub(crate) fn matches_name(&self, name: &str) -> bool {
+        self.name.is_match(name)
+    }
+}
+
+/// The documents of a text that are divided by `---`; those that hold nothing but comments are left out.
+pub(crate) fn documents(text: &str) -> impl Iterator<Item = &str> {
+    let is_content = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let documents = text.split("\n---").map(|document| document.strip_prefix("---").unwrap_or(document));
+    documents.filter(move |document| document.lines().any(is_content))
+}
+
+fn at_most(count: usize, place: impl fmt::Display) -> Result<(), InvalidPolicy> {
+    if count > LIST_MAX { Err(refused(place, format_args!("more than {LIST_MAX}"))) } else { Ok(()) }
+}
+
+fn refused(place: impl fmt::Display, reason: impl fmt::Display) -> InvalidPolicy {
+    InvalidPolicy(format!("{place}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::reference::ImageReference;
+
+    fn refusal(document: &str) -> String {
+        Policy::parse(document, 0).map_or_else(|error| error.to_string(), |_| "taken".into())
+    }
+
+    #[test]
+    fn a_policy_is_read_as_yaml_or_json() {
+        let yaml = "name: prod\nmode: enforce\nnamespaces: [prod-*]\ndefault: deny\nrules:\n- name: ours\n  images: ['reg.example/**']\n  verb: approve\n- images: ['**:latest']\n  verb: deny\n- images: ['reg.example/**']\n  verb: {require: {exists: true, max_age: 30d}}\n";
+        let policy = Policy::parse(yaml, 7).unwrap();
+        assert!(policy.selects("prod-a") && !policy.selects("dev"));
+        assert_eq!((policy.pin, policy.templates, policy.revision), (Pin::Pods, Templates::Warn, 7));
+        let names: Vec<_> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
+        assert_eq!(names, ["ours", "rules[1]", "rules[2]"]);
+        let json = r#"{"name":"prod","mode":"audit","default":"approve"}"#;
+        assert!(Policy::parse(json, 0).unwrap().selects("anything"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_with_its_place() {
+        let rules = |rules: &str| format!("name: a\nmode: warn\ndefault: deny\nrules:\n{rules}");
+        for (document, said) in [
+            ("name: a\nmode: warn\ndefault: deny\nmodes: x\n".into(), "modes"),
+            ("name: a\nmode: warn\n".into(), "default"),
+            ("name: a\nmode: war\ndefault: deny\n".into(), "war"),
+            ("name: A_\nmode: warn\ndefault: deny\n".into(), "policy's name"),
+            ("name: a\nmode: warn\ndefault: deny\nnamespaces: ['[']\n".into(), "namespaces[0]"),
+            (rules("- images: ['reg.example/[']\n  verb: deny\n"), "rules[0].images[0]"),
+            (rules("- images: [nginx]\n  verb: deny\n"), "docker.io/library/nginx"),
+            (rules("- images: ['*']\n  verb: deny\n"), "would match nothing"),
+            (rules("- images: []\n  verb: deny\n"), "rules[0].images"),
+            (rules("- images: ['**:']\n  verb: deny\n"), "empty part"),
+            (rules("- images: ['**']\n  verb: allow\n"), "allow"),
+            (rules("- images: ['**']\n  verb: {require: {}}\n"), "rules[0].verb.require"),
+            (rules("- images: ['**']\n  verb: {require: {max_age: soon}}\n"), "max_age"),
+            (rules("- images: ['**']\n  verb: {require: {exist: true}}\n"), "exist"),
+            (format!("name: a\nmode: warn\ndefault: deny # {}\n", "x".repeat(DOCUMENT_MAX)), "more than"),
+            ("".into(), "not valid"),
+            ("name: a\nmode: warn\ndefault: deny\nname: b\n".into(), "name"),
+        ] {
+            let refusal = refusal(&document);
+            assert!(refusal.contains(said), "{document:.80}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn patterns_have_name_tag_and_digest() {
+        let matches = |pattern: &str, image: &str| {
+            Pattern::parse(pattern).unwrap().matches_name(&ImageReference::parse(image).unwrap().name())
+        };
+        assert!(matches("docker.io/library/*", "nginx") && !matches("docker.io/*", "nginx"));
+        assert!(matches("docker.io/**", "nginx") && !matches("docker.io/**", "docker.io.evil.example/nginx"));
+        assert!(matches("**", "[::1]:5000/a") && matches("[::1]:5000/**", "[::1]:5000/a"));
+        assert!(matches("reg:5000/a:v*", "reg:5000/a") && matches("**:latest", "nginx"));
+        assert!(!matches("reg.example/bla/**", "reg.example/blatest/x"), "a path ends at its boundary");
+        let both = Pattern::parse("reg:5000/a:v*@sha256:*").unwrap();
+        assert!(both.tag.is_some_and(|tag| tag.is_match("v1")) && both.digest.is_some());
+    }
+}
