@@ -142,7 +142,7 @@ async fn without_two(cluster: &Cluster, api_server: &ApiServer) -> Result<()> {
 
 #[test]
 fn without_a_quorum_a_node_decides_by_what_it_has_and_says_so() -> Result<()> {
-    with_webhooks(&["--admission-max-staleness", "6s"], async |cluster, api_server| {
+    with_webhooks(&["--admission-max-staleness", "12s"], async |cluster, api_server| {
         without_two(cluster, api_server).await?;
         let (fine, bad) = (pod("prod", &["reg.example/team/app:v1"]), pod("prod", &["nginx"]));
         wait::until_ok(SOON, "the loss is noticed", async || {
