@@ -19,8 +19,9 @@ const PROMISE_MAX: u64 = 64 * 1024;
 /// Reads a request's whole body, with or without a length.
 ///
 /// # Errors
-/// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause` or all of it comes too slowly, 400 if the
-/// body ends early, 429 if the bodies of other requests fill the memory that `share` is taken from.
+/// 413 for more than `limit` bytes (at once where the client says so itself), 408 if no byte comes for `pause` or all of
+/// it comes too slowly, 400 if the body ends early, 429 if the bodies of other requests fill the memory that `share` is
+/// taken from.
 pub(crate) async fn read_body<S>(
     request: &HttpRequest,
     mut chunks: S,

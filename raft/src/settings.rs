@@ -50,6 +50,7 @@ pub struct Settings {
     pub registry_names: Vec<String>,
     /// Other registries' images that this one holds copies of, for the mirrors that nodes pull through; the first that
     /// matches counts.
+    #[serde(deserialize_with = "objects")]
     pub aliases: Vec<Alias>,
     /// Further kinds of Kubernetes objects that carry a pod template: `GROUP/RESOURCE` with the JSON pointer to it.
     pub workloads: BTreeMap<String, String>,
@@ -362,6 +363,7 @@ mod tests {
             (r#"{"registry_names":["reg.example:443"]}"#, "registry_names[0]"),
             (r#"{"registry_names":["reg/x"]}"#, "registry_names[0]"),
             (r#"{"aliases":[{"images":"docker.io","repositories":"m/**"}]}"#, "aliases[0].images"),
+            (r#"{"aliases":[["docker.io/**","m/**"]]}"#, "expected an object"),
             (r#"{"workloads":{"rollouts":"/spec"}}"#, "workloads"),
             (r#"{"workloads":{"a/rollouts":"spec"}}"#, "workloads.a/rollouts"),
         ] {

@@ -5,6 +5,7 @@ use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, delete, get, post, put, web};
 use flotilla_raft::json::Object;
 use flotilla_raft::{Command, PolicyName, PolicyVersion};
+use flotilla_storage::StorageError;
 use serde::Deserialize;
 use serde_json::json;
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -45,18 +46,22 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
 async fn list(admission: web::Data<Admission>) -> Result<HttpResponse, OciError> {
     let freshness = Freshness::catch_up(&admission.consensus).await?;
     let (registry, revision) = (admission.consensus.registry().clone(), admission.consensus.applied_index());
-    let found = blocking(move || registry.policies(revision)).await?;
-    let shown = found.iter().map(|(name, began, version)| {
-        let policy = Policy::parse(version.document.as_deref().unwrap_or_default(), *began);
-        json!({
-            "name": name,
-            "mode": policy.as_ref().ok().map(|policy| policy.mode),
-            "not_understood": policy.err().map(|error| error.to_string()),
-            "revision": began,
-            "time": rfc3339(version.time_ms),
-        })
-    });
-    let shown: Vec<_> = shown.collect();
+    // Patterns are compiled to say what is not understood.
+    let shown = blocking(move || {
+        let found = registry.policies(revision)?;
+        let shown = found.iter().map(|(name, began, version)| {
+            let policy = Policy::parse(version.document.as_deref().unwrap_or_default(), *began);
+            json!({
+                "name": name,
+                "mode": policy.as_ref().ok().map(|policy| policy.mode),
+                "not_understood": policy.err().map(|error| error.to_string()),
+                "revision": began,
+                "time": rfc3339(version.time_ms),
+            })
+        });
+        Ok::<Vec<_>, StorageError>(shown.collect())
+    })
+    .await?;
     Ok(answer(StatusCode::OK, revision, freshness).json(json!({ "policies": shown })))
 }
 

@@ -328,6 +328,7 @@ mod tests {
             (rules("- images: ['**']\n  verb: {require: {exist: true}}\n"), "exist"),
             (format!("name: a\nmode: warn\ndefault: deny # {}\n", "x".repeat(DOCUMENT_MAX)), "more than"),
             ("".into(), "not valid"),
+            ("[a, warn, ['**'], deny]\n".into(), "not valid"),
             ("name: a\nmode: warn\ndefault: deny\nname: b\n".into(), "name"),
         ] {
             let refusal = refusal(&document);

@@ -45,9 +45,10 @@ async fn mutate(admission: web::Data<Admission>, request: HttpRequest, payload: 
 
 /// Whether reviews can be decided here.
 async fn readyz(admission: web::Data<Admission>) -> HttpResponse {
-    match admission.refusal() {
-        None => HttpResponse::Ok().body("ready\n"),
-        Some(reason) => HttpResponse::ServiceUnavailable().body(format!("{reason}\n")),
+    match web::block(move || admission.refusal()).await {
+        Ok(None) => HttpResponse::Ok().body("ready\n"),
+        Ok(Some(reason)) => HttpResponse::ServiceUnavailable().body(format!("{reason}\n")),
+        Err(_) => HttpResponse::ServiceUnavailable().body("this node is stopping\n"),
     }
 }
 
