@@ -146,6 +146,11 @@ pub(crate) struct AdmissionConfig {
     #[arg(id = "admission.client_ca", long = "admission-client-ca", value_name = "FILE")]
     pub(crate) client_ca: Option<PathBuf>,
 
+    /// Policies to begin with, a file or a folder of files: put when the cluster has never had one; until they are in
+    /// force the webhooks deny
+    #[arg(id = "admission.policies", long = "admission-policies", value_name = "PATH")]
+    pub(crate) policies: Option<PathBuf>,
+
     /// What is decided while no majority of the nodes answers: by what this node has, or no to everything
     #[arg(id = "admission.without_quorum", long = "admission-without-quorum", value_name = "ANSWER")]
     #[arg(default_value = "local")]
@@ -177,10 +182,10 @@ pub(crate) struct AdmissionTls {
 }
 
 impl AdmissionConfig {
-    /// Where the webhooks listen, and by which files; `None` where there are none.
-    pub(crate) fn listener(&self) -> Option<(SocketAddr, AdmissionTls)> {
-        let (listen, cert, key) = (self.listen?, self.tls_cert.clone()?, self.tls_key.clone()?);
-        Some((listen, AdmissionTls { cert, key, client_ca: self.client_ca.clone() }))
+    /// The files of the webhooks; `None` where there are no webhooks.
+    pub(crate) fn tls(&self) -> Option<AdmissionTls> {
+        let (_, cert, key) = (self.listen?, self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some(AdmissionTls { cert, key, client_ca: self.client_ca.clone() })
     }
 }
 
@@ -303,6 +308,11 @@ fn computed_defaults(
         if address.ip().is_unspecified() && !peers.iter().all(|peer| values::is_loopback(peer)) {
             let reason = "must be set, because peer_listen is every address and the peers are on other machines: \
                           give the host and port under which they reach this node";
+            return Err(Refused::new("peer_advertise", Origin::Default, reason));
+        }
+        if address.port() == 0 {
+            let reason = "must be set, because peer_listen leaves the port to the system: give the host and port under \
+                          which other nodes reach this one";
             return Err(Refused::new("peer_advertise", Origin::Default, reason));
         }
         defaults.push(("peer_advertise", values::reachable(address).to_string()));

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, dev::ServerHandle, web};
 use anyhow::Context as _;
-use flotilla_raft::{Consensus, NodeId, NodeRecord, Options};
+use flotilla_raft::{Consensus, NodeId, NodeRecord, Options, PolicyName};
 use flotilla_storage::{BlobStore, StorageError, durable_file, format, sync};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::admission::tls::{self, Certificate};
-use crate::admission::{Admission, webhook};
+use crate::admission::tls::Identity;
+use crate::admission::{Admission, first_policies, webhook};
 use crate::cluster::metrics::{Gauge, Shown};
 use crate::cluster::operator::shown;
 use crate::cluster::{founding, peer};
-use crate::config::Config;
+use crate::config::{AdmissionConfig, Config};
 use crate::oci::{Oci, uploads};
 use crate::readiness::Readiness;
 use crate::replication::Replication;
@@ -47,6 +47,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         let dir = config.data_dir.clone();
         tokio::task::spawn_blocking(move || open(&dir)).await??
     };
+    let (tls, first_policies) = {
+        let config = config.admission.clone();
+        tokio::task::spawn_blocking(move || admission_files(&config)).await??
+    };
     tracing::info!(node_id = shown(node_id), name = config.name, version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "starting");
     tracing::warn!("there are no identities yet: whoever reaches this node may pull, push, delete and change policies");
     let consensus = Consensus::start(options(&config, node_id)).await?;
@@ -56,21 +60,22 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication)?;
     tokio::spawn(peer_server);
     let admission = web::Data::new(Admission::new(consensus.clone(), config.clone(), readiness.clone()));
-    let certificate =
-        config.admission.listener().map(|(_, files)| Certificate::load(&files)).transpose()?.map(Arc::new);
     let (client_server, client_handle) =
-        serve_clients(clients, &consensus, &replication, &readiness, &config, (&admission, certificate.clone()))?;
+        serve_clients(clients, &consensus, &replication, &readiness, &config, (&admission, tls.clone()))?;
     tokio::spawn(client_server);
-    let webhooks = match (config.admission.listener(), certificate) {
-        (Some((listen, files)), Some(certificate)) => {
+    let webhooks = match (config.admission.listen, tls) {
+        (Some(listen), Some(tls)) => {
             let listener = bind(listen, "admission.listen")?;
-            tokio::spawn(certificate.clone().follow(files.clone()));
-            let (server, handle) = serve_webhooks(listener, &admission, tls::server_config(certificate, &files)?)?;
+            tokio::spawn(tls.clone().follow());
+            let (server, handle) = serve_webhooks(listener, &admission, tls.server_config())?;
             tokio::spawn(server);
             Some(handle)
         }
         _ => None,
     };
+    if let Some(policies) = first_policies {
+        tokio::spawn(first_policies::put(consensus.clone(), policies));
+    }
     let background = tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone()));
 
     let ended = wait(&consensus).await;
@@ -92,6 +97,14 @@ fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
         identity::load_or_make(dir)?,
         BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?,
     ))
+}
+
+type FirstPolicies = Vec<(PolicyName, String)>;
+
+fn admission_files(config: &AdmissionConfig) -> anyhow::Result<(Option<Arc<Identity>>, Option<FirstPolicies>)> {
+    let tls = config.tls().map(Identity::load).transpose()?;
+    let policies = config.policies.as_deref().map(first_policies::read).transpose();
+    Ok((tls.map(Arc::new), policies.context("admission.policies")?))
 }
 
 fn options(config: &Config, node_id: NodeId) -> Options {
@@ -150,14 +163,14 @@ fn serve_clients(
     replication: &Replication,
     readiness: &Readiness,
     config: &Arc<Config>,
-    (admission, certificate): (&web::Data<Admission>, Option<Arc<Certificate>>),
+    (admission, tls): (&web::Data<Admission>, Option<Arc<Identity>>),
 ) -> anyhow::Result<(Server, ServerHandle)> {
     let oci = Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping());
     let mut gauges = gauges(replication, &oci);
-    gauges.extend(certificate.map(|certificate| Gauge {
+    gauges.extend(tls.map(|tls| Gauge {
         name: "admission_certificate_ends_timestamp_seconds",
         help: "When the webhooks' certificate ends, in seconds since the Unix epoch",
-        read: Box::new(move || certificate.ends_at()),
+        read: Box::new(move || tls.ends_at()),
     }));
     let counted = admission.metrics.clone();
     let shown = web::Data::new(Shown { gauges, more: vec![Box::new(move |registry| counted.register(registry))] });

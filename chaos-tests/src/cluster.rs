@@ -95,7 +95,7 @@ impl Cluster {
         let ports = free_ports(3 * options.nodes)?;
         let (listen, rest) = ports.split_at(options.nodes);
         let (peer_listen, webhook_listen) = rest.split_at(options.nodes);
-        let webhooks = options.webhooks.then(|| Files::make(&folder)).transpose()?;
+        let webhooks = options.webhooks.then(|| Files::make(&folder.join("webhooks"))).transpose()?;
         let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
         let nodes = listen
             .iter()
@@ -189,8 +189,17 @@ impl Cluster {
 
     /// An API server that calls the webhooks of all nodes in turn.
     pub fn api_server(&self) -> anyhow::Result<ApiServer> {
+        let (files, ports) = self.webhooks()?;
+        ApiServer::new(files, ports.to_vec(), None)
+    }
+
+    /// By which files and on which ports the nodes serve webhooks.
+    ///
+    /// # Errors
+    /// The cluster was started without webhooks.
+    pub fn webhooks(&self) -> anyhow::Result<(&Files, &[u16])> {
         let (files, ports) = self.webhooks.as_ref().context("the cluster was started without webhooks")?;
-        ApiServer::new(files, ports.clone())
+        Ok((files, ports))
     }
 
     /// Where the data directories and logs lie.
@@ -467,7 +476,7 @@ fn address(port: u16) -> String {
 }
 
 /// Ports on which nobody listens; all are held while they are looked for, so none comes twice.
-fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let mut random = rand::rng();
     let mut held = Vec::new();
     for _ in 0..1_000 {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use chaos_tests::scenarios::{self, CatchUp};
+use chaos_tests::scenarios::{self, AdmissionSize, CatchUp};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -63,6 +63,13 @@ enum Scenario {
         #[arg(long)]
         kills: bool,
     },
+    /// Reviews at a steady rate while tags move, a policy changes and the leader is killed.
+    Admission {
+        #[arg(long, default_value_t = 100_000)]
+        reviews: u64,
+        #[arg(long, default_value_t = 10)]
+        kills: u64,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -86,6 +93,7 @@ async fn main() -> ExitCode {
         Scenario::Watch { changes, kills } => scenarios::watch(changes, kills).await,
         Scenario::Races { times } => scenarios::races(times).await,
         Scenario::Garbage { pushes, kills } => scenarios::garbage(pushes, kills, seed).await,
+        Scenario::Admission { reviews, kills } => scenarios::admission(AdmissionSize { reviews, kills }).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,12 +16,14 @@ use serde_json::{Value, json};
 /// The name under which the webhooks are called.
 const SERVICE: &str = "flotilla.flotilla.svc";
 
-/// An authority, and a certificate of it for the webhooks.
+/// An authority and a certificate of it, in a folder as the kubelet fills it: links to files of a generation, of which
+/// `..data` is the one in force.
 #[derive(Debug, Clone)]
 pub struct Files {
+    folder: PathBuf,
     /// The authority's certificate, as `caBundle` has it.
     pub authority: PathBuf,
-    /// The webhooks' certificate.
+    /// The certificate.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
@@ -32,6 +35,22 @@ impl Files {
     /// # Errors
     /// They cannot be made or written.
     pub fn make(folder: &Path) -> anyhow::Result<Self> {
+        let name = |name: &str| folder.join(name);
+        let files =
+            Self { folder: folder.to_owned(), authority: name("ca.crt"), cert: name("tls.crt"), key: name("tls.key") };
+        fs::create_dir_all(folder)?;
+        files.renew()?;
+        for file in [&files.authority, &files.cert, &files.key] {
+            symlink(Path::new("..data").join(file.file_name().context("a name")?), file)?;
+        }
+        Ok(files)
+    }
+
+    /// Puts another authority and certificate in their place, at once.
+    ///
+    /// # Errors
+    /// As [`Files::make`].
+    pub fn renew(&self) -> anyhow::Result<()> {
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate()?;
@@ -39,15 +58,15 @@ impl Files {
         let key = KeyPair::generate()?;
         let names = vec![SERVICE.to_owned(), "127.0.0.1".to_owned()];
         let cert = CertificateParams::new(names)?.signed_by(&key, &Issuer::new(authority, authority_key))?;
-        let files = Self {
-            authority: folder.join("webhook-ca.pem"),
-            cert: folder.join("webhook.pem"),
-            key: folder.join("webhook.key"),
-        };
-        fs::write(&files.authority, authority_cert.pem())?;
-        fs::write(&files.cert, cert.pem())?;
-        fs::write(&files.key, key.serialize_pem())?;
-        Ok(files)
+        let generation = format!("..{:x}", rand::random::<u64>());
+        let below = self.folder.join(&generation);
+        fs::create_dir(&below)?;
+        fs::write(below.join("ca.crt"), authority_cert.pem())?;
+        fs::write(below.join("tls.crt"), cert.pem())?;
+        fs::write(below.join("tls.key"), key.serialize_pem())?;
+        symlink(&generation, self.folder.join("..data_tmp"))?;
+        fs::rename(self.folder.join("..data_tmp"), self.folder.join("..data"))?;
+        Ok(())
     }
 }
 
@@ -87,14 +106,19 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Trusts the authority of these files.
+    /// Trusts the authority of these files, and shows the certificate of those, if there are any.
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn new(files: &Files, ports: Vec<u16>) -> anyhow::Result<Self> {
+    pub fn new(files: &Files, ports: Vec<u16>, own: Option<&Files>) -> anyhow::Result<Self> {
         let authority = reqwest::Certificate::from_pem(&fs::read(&files.authority)?)?;
         let timeout = Duration::from_secs(5);
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(own) = own {
+            let both = [fs::read(&own.cert)?, fs::read(&own.key)?].concat();
+            builder = builder.identity(reqwest::Identity::from_pem(&both)?);
+        }
+        let http = builder
             .tls_certs_only([authority])
             .resolve(SERVICE, SocketAddr::from(([127, 0, 0, 1], 0)))
             .no_proxy()
@@ -102,6 +126,11 @@ impl ApiServer {
             .timeout(timeout)
             .build()?;
         Ok(Self { http, ports, turn: AtomicUsize::new(0), timeout })
+    }
+
+    /// How long an answer may take: the webhooks leave a fifth of the time for the way.
+    pub fn deadline(&self) -> Duration {
+        self.timeout.mul_f64(0.8)
     }
 
     /// Asks the next node.

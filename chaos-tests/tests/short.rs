@@ -1,6 +1,6 @@
 //! Short forms of the scenarios, one cluster at a time: the nodes of two would share too few processors.
 
-use chaos_tests::scenarios::{self, CatchUp};
+use chaos_tests::scenarios::{self, AdmissionSize, CatchUp};
 use tokio::sync::Mutex;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -71,4 +71,10 @@ async fn c25_a_push_that_races_with_collection_keeps_its_blobs_or_is_told() -> a
 async fn what_was_acknowledged_survives_collection_and_the_death_of_all_nodes() -> anyhow::Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     scenarios::garbage(150, true, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reviews_are_answered_alike_and_in_time_while_the_leader_is_killed() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::admission(AdmissionSize { reviews: 3_000, kills: 1 }).await
 }

@@ -130,6 +130,8 @@ pub enum Command {
         /// The revision of the version that this replaces; any where `None`, 0 for none.
         expected: Option<u64>,
     },
+    /// Puts the first image policies, all of them or none: nothing happens where there ever was one.
+    FoundPolicies(Vec<(PolicyName, String)>),
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -173,6 +175,7 @@ impl Command {
             Self::Collect { .. } => "collect",
             Self::CollectUntagged { .. } => "collect-untagged",
             Self::ChangePolicy { .. } => "change-policy",
+            Self::FoundPolicies(_) => "found-policies",
         }
     }
 

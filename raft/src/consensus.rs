@@ -279,7 +279,8 @@ impl Consensus {
         &self.inner.watches.promises
     }
 
-    /// The rules of the settings that all nodes share, as of the last applied entry.
+    /// The rules of the settings that all nodes share, as of the last applied entry; they are told of just before the
+    /// entry that put them counts as applied.
     pub fn rules(&self) -> Arc<Rules> {
         self.inner.watches.rules.borrow().clone()
     }

@@ -140,6 +140,7 @@ pub struct Rules {
     history_ms: u64,
     garbage_grace_ms: u64,
     since_ms: u64,
+    revision: u64,
     registry_names: BTreeSet<String>,
     /// Prefixes that end with a slash.
     aliases: Vec<(String, String)>,
@@ -155,6 +156,7 @@ impl Default for Rules {
             history_ms: HISTORY_SECONDS * 1000,
             garbage_grace_ms: GARBAGE_GRACE_SECONDS * 1000,
             since_ms: 0,
+            revision: 0,
             registry_names: BTreeSet::new(),
             aliases: Vec::new(),
             workloads: BTreeMap::new(),
@@ -272,9 +274,19 @@ impl Rules {
         self.workloads.get(&format!("{group}/{resource}")).map(String::as_str)
     }
 
-    /// These rules were put at this time, in milliseconds since the Unix epoch.
-    pub(crate) fn in_force_since(self, since_ms: u64) -> Self {
-        Self { since_ms, ..self }
+    /// These rules were put at this revision and time, in milliseconds since the Unix epoch.
+    pub(crate) fn in_force_since(self, revision: u64, since_ms: u64) -> Self {
+        Self { since_ms, revision, ..self }
+    }
+
+    /// The revision at which they were put; 0 for those of a cluster that has no settings.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The further resources whose objects carry a pod template, as `GROUP/RESOURCE`.
+    pub fn workloads(&self) -> impl Iterator<Item = &str> {
+        self.workloads.keys().map(String::as_str)
     }
 
     /// Whether manifests of any repository go by themselves when they have no tag.

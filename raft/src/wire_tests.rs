@@ -137,6 +137,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 expected: Some(3),
             },
         ),
+        ("found-policies", Command::FoundPolicies(vec![("prod".parse().expect("a name"), "default: deny".into())])),
         ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
     ]
 }

@@ -45,6 +45,7 @@ pub(crate) fn patched(
         return Ok(answer);
     }
     answer.audit_annotations.insert("revision".into(), decision.revision.to_string());
+    answer.audit_annotations.insert("policy".into(), list(&decision.policies));
     let pinned = pins.iter().map(|(image, text)| format!("{}={text}", image.field));
     answer.audit_annotations.insert("pinned".into(), list(pinned));
     let operations = pins.iter().map(|(image, text)| {
@@ -113,12 +114,7 @@ fn annotations(decision: &Decision) -> HashMap<String, String> {
             notes.insert(key.to_owned(), value);
         }
     };
-    let mut policies: Vec<String> =
-        decision.findings.iter().map(|finding| format!("{}@{}", finding.policy, finding.policy_revision)).collect();
-    policies.dedup();
-    policies.sort();
-    policies.dedup();
-    note("policy", list(policies));
+    note("policy", list(&decision.policies));
     let digests = decision.images.iter();
     let digests = digests.filter_map(|judged| Some(format!("{}={}", judged.image.field, judged.digest?)));
     note("digest", list(digests));

@@ -256,7 +256,7 @@ impl From<NoPolicies> for OciError {
     fn from(error: NoPolicies) -> Self {
         match error {
             NoPolicies::Storage(error) => error.into(),
-            NoPolicies::NotUnderstood { .. } => Self::unavailable(error.to_string()),
+            NoPolicies::NotUnderstood { .. } | NoPolicies::NotYet => Self::unavailable(error.to_string()),
         }
     }
 }
@@ -264,11 +264,10 @@ impl From<NoPolicies> for OciError {
 impl Admission {
     /// What this node knows now.
     pub(super) fn now(&self) -> AsOf {
-        AsOf {
-            registry: self.consensus.registry().clone(),
-            rules: self.consensus.rules(),
-            revision: self.consensus.applied_index(),
-        }
+        let (applied, rules) = (self.consensus.applied_index(), self.consensus.rules());
+        // Rules are told of before their revision counts as applied; what is decided by them is of their revision.
+        let revision = applied.max(rules.revision());
+        AsOf { registry: self.consensus.registry().clone(), rules, revision }
     }
 
     /// The document that was in force at a revision, and since when.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::decide::Facts;
 use super::hooks::{Grounds, Reply, Webhook, answer};
-use super::policy::Policy;
+use super::policy::{Policy, parse_all};
 
 /// The files of a case.
 const POLICY: &str = "policy.yaml";
@@ -37,7 +37,8 @@ impl Case {
     /// A file is missing or not understood, with its place.
     pub(crate) fn load(folder: &Path) -> anyhow::Result<Self> {
         let text = |name: &str| std::fs::read_to_string(folder.join(name)).with_context(|| name.to_owned());
-        let policies = Policy::parse_all(&text(POLICY)?).context(POLICY)?;
+        let policies = text(POLICY)?;
+        let policies = parse_all(&policies).context(POLICY)?.into_iter().map(|(_, policy)| policy).collect();
         let state = Written::parse(&text(STATE)?).context(STATE)?;
         let request = std::fs::read(folder.join(REQUEST)).context(REQUEST)?;
         let expected = match folder.join(RESPONSE).exists() {

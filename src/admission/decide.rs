@@ -56,11 +56,16 @@ pub(crate) struct Decision {
     pub(crate) findings: BTreeSet<Finding>,
     /// Every image that was judged, with the digest that its name meant where this registry knows it.
     pub(crate) images: Vec<Judged>,
-    /// No policy selects the namespace.
-    pub(crate) is_unregulated: bool,
+    /// The policies that select the namespace, `NAME@REVISION`, in an order that does not depend on theirs.
+    pub(crate) policies: BTreeSet<String>,
 }
 
 impl Decision {
+    /// No policy is about it.
+    pub(crate) fn is_unregulated(&self) -> bool {
+        self.policies.is_empty()
+    }
+
     pub(crate) fn is_allowed(&self) -> bool {
         !self.findings.iter().any(|finding| finding.effect == Effect::Deny)
     }
@@ -78,7 +83,6 @@ pub(crate) struct Finding {
     pub(crate) effect: Effect,
     pub(crate) image: Image,
     pub(crate) policy: String,
-    pub(crate) policy_revision: u64,
     /// The rule, where it is one rule's.
     pub(crate) rule: Option<String>,
     pub(crate) reason: Reason,
@@ -198,7 +202,7 @@ fn judge(
         revision: facts.revision(),
         findings: BTreeSet::new(),
         images: Vec::new(),
-        is_unregulated: selected.is_empty(),
+        policies: selected.iter().map(|policy| format!("{}@{}", policy.name, policy.revision)).collect(),
     };
     for image in &subject.images {
         let known = known(facts, &image.text, to_be_pinned)?;
@@ -265,7 +269,6 @@ fn findings(
                     effect,
                     image: image.clone(),
                     policy: objection.policy.name.to_string(),
-                    policy_revision: objection.policy.revision,
                     rule: objection.rule.map(str::to_owned),
                     reason: objection.reason,
                 });

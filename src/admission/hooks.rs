@@ -134,7 +134,7 @@ fn written(response: &AdmissionResponse) -> Value {
 fn outcome(decision: &Decision) -> Outcome {
     match () {
         () if !decision.is_allowed() => Outcome::Denied,
-        () if decision.is_unregulated => Outcome::Unregulated,
+        () if decision.is_unregulated() => Outcome::Unregulated,
         () => Outcome::Allowed,
     }
 }

@@ -6,8 +6,10 @@
 mod answer;
 pub(crate) mod api;
 pub(crate) mod cases;
+pub(crate) mod configuration;
 mod decide;
 mod explain;
+pub(crate) mod first_policies;
 mod hooks;
 mod metrics;
 pub(crate) mod policy;
@@ -42,12 +44,13 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(consensus: Consensus, config: Arc<Config>, readiness: Readiness) -> Self {
+        let policies = state::Policies::new(config.admission.policies.is_some());
         Self {
             consensus,
             config,
             bodies: Budget::new(BODIES_MAX),
             readiness,
-            policies: state::Policies::default(),
+            policies,
             metrics: metrics::Metrics::default(),
         }
     }

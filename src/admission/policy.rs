@@ -182,19 +182,6 @@ impl Policy {
         })
     }
 
-    /// Reads a text of several documents.
-    ///
-    /// # Errors
-    /// As [`Policy::parse`]; two of one name.
-    pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, InvalidPolicy> {
-        let policies: Vec<_> = documents(text).map(|document| Self::parse(document, 0)).collect::<Result<_, _>>()?;
-        let mut names = BTreeSet::new();
-        match policies.iter().find(|policy| !names.insert(&policy.name)) {
-            Some(twice) => Err(refused(&twice.name, "two policies have this name")),
-            None => Ok(policies),
-        }
-    }
-
     pub(crate) fn selects(&self, namespace: &str) -> bool {
         self.namespaces.iter().any(|pattern| pattern.is_match(namespace))
     }
@@ -272,8 +259,22 @@ impl Pattern {
     }
 }
 
-/// The documents of a text that are divided by `---`; those that hold nothing but comments are left out.
-pub(crate) fn documents(text: &str) -> impl Iterator<Item = &str> {
+/// Reads a text of several documents that are divided by `---`: each with the policy that it says.
+///
+/// # Errors
+/// As [`Policy::parse`]; two of one name.
+pub(crate) fn parse_all(text: &str) -> Result<Vec<(&str, Policy)>, InvalidPolicy> {
+    let policies = documents(text).map(|document| Ok((document, Policy::parse(document, 0)?)));
+    let policies: Vec<_> = policies.collect::<Result<_, _>>()?;
+    let mut names = BTreeSet::new();
+    match policies.iter().find(|(_, policy)| !names.insert(&policy.name)) {
+        Some((_, twice)) => Err(refused(&twice.name, "two policies have this name")),
+        None => Ok(policies),
+    }
+}
+
+/// The documents of a text; those that hold nothing but comments are left out.
+fn documents(text: &str) -> impl Iterator<Item = &str> {
     let is_content = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     let documents = text.split("\n---").map(|document| document.strip_prefix("---").unwrap_or(document));
     documents.filter(move |document| document.lines().any(is_content))
@@ -348,5 +349,16 @@ mod tests {
         assert!(!matches("reg.example/bla/**", "reg.example/blatest/x"), "a path ends at its boundary");
         let both = Pattern::parse("reg:5000/a:v*@sha256:*").unwrap();
         assert!(both.tag.is_some_and(|tag| tag.is_match("v1")) && both.digest.is_some());
+    }
+
+    #[test]
+    fn the_policies_of_the_documentation_are_policies() {
+        let text = std::fs::read_to_string("docs/admission.md").expect("a file");
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let policies: Vec<_> = blocks.flat_map(|block| parse_all(block).expect("policies")).collect();
+        let names: Vec<_> = policies.iter().map(|(_, policy)| policy.name.as_str()).collect();
+        assert_eq!(names, ["production", "ours-alone", "no-surprises", "would-be-stricter"]);
+        let shipped = std::fs::read_to_string("deploy/admission/policies/trow.yaml").expect("a file");
+        assert_eq!(parse_all(&shipped).expect("a policy").len(), 1);
     }
 }

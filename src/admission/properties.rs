@@ -3,7 +3,7 @@
 use flotilla_raft::settings::Rules;
 use serde_json::Value;
 
-use super::policy::Policy;
+use super::policy::parse_all;
 use super::reference::ImageReference;
 use super::review::{Review, Unreadable};
 
@@ -17,8 +17,8 @@ pub(crate) fn reference(text: &str) {
 }
 
 pub(crate) fn policy(text: &str) {
-    if let Ok(policies) = Policy::parse_all(text) {
-        assert!(policies.iter().all(|policy| policy.rules.iter().all(|rule| !rule.images.is_empty())));
+    if let Ok(policies) = parse_all(text) {
+        assert!(policies.iter().all(|(_, policy)| policy.rules.iter().all(|rule| !rule.images.is_empty())));
     }
 }
 

@@ -23,6 +23,21 @@ const LISTS: [(&str, &str); 4] = [
     ("volumes", "image/reference"),
 ];
 
+/// What carries a pod: `resize` is not asked about, since it changes no image.
+pub(crate) const POD_RESOURCES: [&str; 2] = ["pods", "pods/ephemeralcontainers"];
+
+/// What carries a pod template: group, resource, and where, as a JSON pointer.
+pub(crate) const TEMPLATES: [(&str, &str, &str); 8] = [
+    ("", "podtemplates", "/template"),
+    ("", "replicationcontrollers", "/spec/template"),
+    ("apps", "deployments", "/spec/template"),
+    ("apps", "replicasets", "/spec/template"),
+    ("apps", "statefulsets", "/spec/template"),
+    ("apps", "daemonsets", "/spec/template"),
+    ("batch", "jobs", "/spec/template"),
+    ("batch", "cronjobs", "/spec/jobTemplate/spec/template"),
+];
+
 /// A request that was understood.
 #[derive(Debug)]
 pub(crate) struct Review {
@@ -100,16 +115,13 @@ fn pod_spec(request: &AdmissionRequest<DynamicObject>, rules: &Rules) -> Option<
     }
     let (group, resource) = (request.resource.group.as_str(), request.resource.resource.as_str());
     let sub_resource = request.sub_resource.as_deref().filter(|name| !name.is_empty());
-    let template = match (group, resource, sub_resource) {
+    match (group, resource, sub_resource) {
         ("", "pods", None | Some("ephemeralcontainers" | "resize")) => return Some(("/spec".into(), false)),
         (_, _, Some(_)) => return None,
-        ("", "podtemplates", _) => "/template",
-        ("", "replicationcontrollers", _) => "/spec/template",
-        ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets", _) => "/spec/template",
-        ("batch", "jobs", _) => "/spec/template",
-        ("batch", "cronjobs", _) => "/spec/jobTemplate/spec/template",
-        _ => rules.pod_template(group, resource)?,
-    };
+        _ => {}
+    }
+    let known = TEMPLATES.iter().find(|known| (known.0, known.1) == (group, resource)).map(|known| known.2);
+    let template = known.or_else(|| rules.pod_template(group, resource))?;
     Some((format!("{template}/spec"), true))
 }
 

@@ -11,8 +11,12 @@ use super::decide::Facts;
 use super::policy::{InvalidPolicy, Policy};
 
 /// Policies as they were compiled last. Cheap to clone.
-#[derive(Clone, Default)]
-pub(crate) struct Policies(Arc<Mutex<Option<Compiled>>>);
+#[derive(Clone)]
+pub(crate) struct Policies {
+    compiled: Arc<Mutex<Option<Compiled>>>,
+    /// This node was told of policies to begin with: until there is one, nothing is decided.
+    are_expected: bool,
+}
 
 #[derive(Clone)]
 struct Compiled {
@@ -29,16 +33,25 @@ pub(crate) enum NoPolicies {
     /// One that this version does not understand.
     #[error("policy {name} is not understood by this version: {reason}")]
     NotUnderstood { name: String, reason: InvalidPolicy },
+    #[error("the first policies (admission.policies) are not in force yet")]
+    NotYet,
 }
 
 impl Policies {
+    pub(crate) fn new(are_expected: bool) -> Self {
+        Self { compiled: Arc::default(), are_expected }
+    }
+
     /// Those that were in force at a revision that is applied.
     ///
     /// # Errors
-    /// Damaged data, or a policy that is not understood.
+    /// Damaged data, a policy that is not understood, or none yet where some are expected.
     pub(crate) fn at(&self, registry: &Registry, revision: u64) -> Result<Arc<Vec<Policy>>, NoPolicies> {
         let changed = registry.policies_revision()?;
-        let known = self.0.lock().clone();
+        if changed == 0 && self.are_expected {
+            return Err(NoPolicies::NotYet);
+        }
+        let known = self.compiled.lock().clone();
         if let Some(compiled) = known.filter(|compiled| compiled.revision == changed && changed <= revision) {
             return Ok(compiled.policies);
         }
@@ -50,7 +63,7 @@ impl Policies {
         }
         let policies = Arc::new(policies);
         if changed <= revision {
-            *self.0.lock() = Some(Compiled { revision: changed, policies: policies.clone() });
+            *self.compiled.lock() = Some(Compiled { revision: changed, policies: policies.clone() });
         }
         Ok(policies)
     }

@@ -120,6 +120,9 @@ fn log(answer: &Answer, is_stale: bool, took: Duration) {
 impl Admission {
     /// Why nothing can be decided here, if so.
     fn refusal(&self) -> Option<String> {
+        if self.readiness.is_stopping() {
+            return Some("this node is stopping".into());
+        }
         if !self.readiness.has_caught_up() {
             return Some("this node has not caught up with its cluster since it was started".into());
         }

@@ -130,6 +130,7 @@ fn settings_that_contradict_each_other_are_refused() {
 #[test]
 fn a_node_with_peers_elsewhere_must_say_where_it_is_itself() {
     assert!(refusal("", &[], &["--peers=a:7000,b:7000"]).starts_with("peer_advertise (default): must be set"));
+    assert!(refusal("", &[], &["--peer-listen=127.0.0.1:0"]).starts_with("peer_advertise (default): must be set"));
     let local = load("", &[], &["--peers=127.0.0.1:7000,localhost:7001"]).expect("good settings").config;
     assert_eq!(local.peer_advertise, "127.0.0.1:7000");
     let bound = load("", &[], &["--peers=a:7000,b:7000", "--peer-listen=10.0.0.1:7000"]).expect("good settings").config;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::client::Method;
-use chaos_tests::cluster::{Cluster, Options, binary};
+use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::wait;
-use chaos_tests::webhooks::{ApiServer, Hook, pod};
+use chaos_tests::webhooks::{ApiServer, Files, Hook, pod};
 use serde_json::{Value, json};
 
-use crate::fixture::{SOON, each, is_error, on_cluster, push_small, want};
+use crate::fixture::{SOON, each, flotilla, is_error, on_cluster, push_small, want};
 
 const OURS: &str = "name: ours\nmode: enforce\nnamespaces: [prod]\ndefault: deny\nrules:\n- name: ours\n  images: ['reg.example/**']\n  verb: approve\n- name: here\n  images: ['reg.example/**']\n  verb: {require: {exists: true}}\n";
 
@@ -17,12 +17,6 @@ async fn put(cluster: &Cluster, node: usize, name: &str, document: &str) -> Resu
     let path = format!("/api/v1/policies/{name}");
     let done = want(&each(cluster)[node], Method::PUT, &path, &[], document.to_owned(), &[204]).await?;
     Ok(done.header("flotilla-revision").context("a revision")?.parse()?)
-}
-
-async fn flotilla(arguments: &[&str]) -> Result<(bool, String)> {
-    let output = tokio::process::Command::new(binary()?).args(arguments).output().await?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 #[test]
@@ -127,6 +121,84 @@ fn pods_are_judged_and_pinned_by_every_node() -> Result<()> {
     })
 }
 
+/// C46, and the same for the authority of the callers.
+#[test]
+fn c46_certificates_that_change_on_disk_serve_new_connections() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let caller = Files::make(&folder.path().join("caller"))?;
+    let authority = caller.authority.display().to_string();
+    with_webhooks(&["--admission-client-ca", &authority], async |cluster, stranger| {
+        let review = pod("prod", &["nginx"]);
+        let (files, ports) = cluster.webhooks()?;
+        let known = || ApiServer::new(files, ports.to_vec(), Some(&caller));
+        let ends = "admission_certificate_ends_timestamp_seconds";
+        ensure!(cluster.metric(cluster.node(0), &format!("flotilla_{ends}")).await? > 1.8e9);
+        let before = known()?;
+        for node in 0..3 {
+            ensure!(before.call_at(node, Hook::Validate, &review).await?.allowed);
+            ensure!(stranger.call_at(node, Hook::Validate, &review).await.is_err(), "no certificate was asked for");
+        }
+        files.renew()?;
+        for node in 0..3 {
+            let renewed = async || known()?.call_at(node, Hook::Validate, &review).await;
+            wait::until_ok(Duration::from_secs(60), "the new certificate is shown", renewed).await?;
+        }
+        // Who had a connection keeps it.
+        for node in 0..3 {
+            ensure!(before.call_at(node, Hook::Validate, &review).await?.allowed);
+        }
+        let former = known()?;
+        caller.renew()?;
+        for node in 0..3 {
+            let renewed = async || known()?.call_at(node, Hook::Validate, &review).await;
+            wait::until_ok(Duration::from_secs(60), "the new caller is let in", renewed).await?;
+            ensure!(former.call_at(node, Hook::Validate, &review).await.is_err(), "the former caller is let in");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn policies_of_files_are_put_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let write = |text: &str| std::fs::write(folder.path().join("first.yaml"), text);
+    write(&format!("{OURS}---\nname: other\nmode: audit\ndefault: approve\n"))?;
+    let place = folder.path().display().to_string();
+    with_webhooks(&["--admission-policies", &place], async |cluster, api_server| {
+        let denied = async || {
+            for node in 0..3 {
+                let denied = api_server.call_at(node, Hook::Validate, &pod("prod", &["nginx"])).await?;
+                ensure!(!denied.allowed, "before the first policy as after it");
+                ensure!(denied.message.contains("ours"), "{}", denied.message);
+            }
+            Ok(())
+        };
+        wait::until_ok(SOON, "the policies are in force", denied).await?;
+        let clients = each(cluster);
+        for name in ["ours", "other"] {
+            let history = clients[1].get(&format!("/api/v1/policies/{name}/history")).await?.expect(&[200])?.json();
+            ensure!(history["history"].as_array().is_some_and(|versions| versions.len() == 1), "{history}");
+        }
+        // What people do later stays, whatever the files say.
+        want(&clients[0], Method::DELETE, "/api/v1/policies/other", &[], "", &[204]).await?;
+        write("name: third\nmode: audit\ndefault: approve\n")?;
+        cluster.node(2).kill();
+        cluster.node(2).restart()?;
+        cluster.wait_ready(SOON).await?;
+        let listed = clients[2].get("/api/v1/policies").await?.expect(&[200])?.json();
+        let names: Vec<_> = listed["policies"].as_array().context("a list")?.iter().map(|one| &one["name"]).collect();
+        ensure!(names == ["ours"], "{names:?}");
+        // A file that is wrong is found at the start, with its place.
+        write("name: third\nmode: audit\ndefault: approve\nrules:\n- {images: ['['], verb: deny}\n")?;
+        let data = folder.path().join("data").display().to_string();
+        let arguments = ["serve", "--data-dir", &data, "--admission-policies", &place];
+        let ports = ["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--peer-advertise", "127.0.0.1:7000"];
+        let (done, said) = flotilla(&[&arguments[..], &ports].concat()).await?;
+        ensure!(!done && said.contains("first.yaml") && said.contains("rules[0].images[0]"), "{said}");
+        Ok(())
+    })
+}
+
 async fn without_two(cluster: &Cluster, api_server: &ApiServer) -> Result<()> {
     put(cluster, 0, "ours", OURS).await?;
     push_small(cluster, "team/app", "v1").await?;
@@ -198,6 +270,16 @@ fn policies_from_the_command_line() -> Result<()> {
             done && said.contains("docker.io/library/nginx:latest") && said.contains("warn: no rule approves it"),
             "{said}"
         );
+        let changed = "name: one\nmode: warn\ndefault: approve\n";
+        let changes = folder.path().join("changes.yaml").display().to_string();
+        std::fs::write(&changes, changed)?;
+        let (done, said) = flotilla(&["policy", "diff", "-f", &changes, "--url", &url]).await?;
+        ensure!(done && said.contains("-mode: audit\n+mode: warn"), "{said}");
+        let (_, said) = flotilla(&["policy", "apply", "-f", &changes, "--url", &url]).await?;
+        let revision: u64 = said.trim().rsplit(' ').next().context("a revision")?.parse()?;
+        let before = (revision - 1).to_string();
+        let (done, said) = flotilla(&["policy", "diff", "one", "--from", &before, "--url", &url]).await?;
+        ensure!(done && said.contains(&format!("--- one@{before}")) && said.contains("+mode: warn"), "{said}");
         for name in ["one", "two"] {
             let (done, said) = flotilla(&["policy", "delete", name, "--url", &url]).await?;
             ensure!(done, "{said}");

@@ -20,6 +20,7 @@ use anyhow::{Context, bail, ensure};
 use chaos_tests::balancer::Balancer;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::process::{self, Signal};
+use chaos_tests::tools;
 use chaos_tests::wait;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -219,8 +220,7 @@ fn skip(reason: &str) -> anyhow::Result<bool> {
 
 /// `make tools` puts those from the Go world beside the profiles' folders.
 fn search_path() -> String {
-    let tools = env::current_exe().ok().and_then(|here| Some(here.ancestors().nth(3)?.join("tools")));
-    let tools = tools.map_or_else(String::new, |tools| format!(":{}", tools.display()));
+    let tools = tools::folder().map_or_else(|_| String::new(), |tools| format!(":{}", tools.display()));
     env::var("PATH").unwrap_or_default() + MORE_PATH + &tools
 }
 

@@ -2,7 +2,6 @@
 //! through a balancer that sends each request to another node.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_tests::balancer::Balancer;
 use chaos_tests::client::Method;
 use chaos_tests::cluster::Cluster;
+use chaos_tests::tools;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -24,7 +24,7 @@ const KILLED_AFTER: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_official_conformance_program_passes_on_one_node_and_over_all() -> Result<()> {
-    let Some(program) = program()? else { return Ok(()) };
+    let Some([program]) = tools::find(["conformance"])? else { return Ok(()) };
     on_own_cluster(async |cluster| {
         allow_sparse_images(cluster).await?;
         let balancer = Balancer::start(&cluster.urls()).await?;
@@ -42,7 +42,7 @@ fn the_official_conformance_program_passes_on_one_node_and_over_all() -> Result<
 #[test]
 #[ignore = "`make conformance` runs it"]
 fn the_official_conformance_program_passes_while_the_leader_is_killed() -> Result<()> {
-    let Some(program) = program()? else { return Ok(()) };
+    let Some([program]) = tools::find(["conformance"])? else { return Ok(()) };
     on_own_cluster(async |cluster| {
         allow_sparse_images(cluster).await?;
         let leader = cluster.leader().await?;
@@ -80,19 +80,6 @@ fn passed(totals: &BTreeMap<String, u64>) -> Result<()> {
     ensure!(count("failures") + count("errors") + count("skipped") == 0, "{totals:?}");
     ensure!(count("tests") >= CHECKS, "only {totals:?}");
     Ok(())
-}
-
-/// `make tools` puts it beside the profiles' folders. Without it the test says so; in CI that is a failure.
-fn program() -> Result<Option<PathBuf>> {
-    let here = env::current_exe()?;
-    let target = here.ancestors().nth(3).context("no target folder")?;
-    let program = target.join("tools/conformance");
-    if program.is_file() {
-        return Ok(Some(program));
-    }
-    ensure!(env::var_os("CI").is_none(), "in CI nothing is skipped; absent: {} (`make tools`)", program.display());
-    println!("skipped: {} is absent; `make tools` builds it where Go is installed", program.display());
-    Ok(None)
 }
 
 /// The program also pushes images whose layers are not there, which the default refuses.

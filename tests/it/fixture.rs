@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use chaos_tests::client::{Client, Method, Pushed, Reply, Way};
-use chaos_tests::cluster::{Cluster, Options};
+use chaos_tests::cluster::{Cluster, Options, binary};
 use chaos_tests::image::Image;
 use chaos_tests::raw::{Connection, Head};
 use tokio::runtime::{Builder, Runtime};
@@ -46,6 +46,13 @@ pub(crate) fn on_own_cluster(test: impl AsyncFnOnce(&Cluster) -> Result<()>) -> 
         let result = test(&cluster).await;
         cluster.judged(result)
     })
+}
+
+/// Runs the program: whether it succeeded, and what it said.
+pub(crate) async fn flotilla(arguments: &[&str]) -> Result<(bool, String)> {
+    let output = tokio::process::Command::new(binary()?).args(arguments).output().await?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 /// A client of each node.

@@ -11,6 +11,7 @@ mod dev;
 mod errors;
 mod fixture;
 mod garbage;
+mod kubernetes;
 mod oci_client;
 mod oci_pull;
 mod oci_push;

@@ -1,6 +1,7 @@
 //! What the registry promises to survive, each as one function: it prints its progress and figures,
 //! and its error says which promise was broken.
 
+mod admission;
 mod big_blob;
 mod catch_up;
 mod clients;
@@ -10,6 +11,7 @@ mod kill_leader;
 mod no_quorum;
 mod watch;
 
+pub use admission::{Size as AdmissionSize, admission};
 pub use big_blob::big_blob;
 pub use catch_up::{CatchUp, catch_up};
 pub use clients::clients;

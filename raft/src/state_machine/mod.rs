@@ -69,6 +69,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::ChangePolicy { name, document, expected } => {
             policies::change(state, name, document.as_deref(), *expected)
         }
+        Command::FoundPolicies(policies) => policies::found(state, policies),
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

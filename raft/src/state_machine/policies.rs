@@ -46,6 +46,23 @@ pub(super) fn change(
     Ok(Ok(Outcome::Done))
 }
 
+/// Puts the first policies, unless there ever was one.
+pub(super) fn found(state: &mut State<'_>, policies: &[(PolicyName, String)]) -> Applied {
+    if state.exists(&keys::policies_revision())? {
+        return Ok(Ok(Outcome::Done));
+    }
+    if policies.len() > POLICIES_MAX as usize {
+        return Ok(Err(Refusal::PoliciesFull { limit: POLICIES_MAX }));
+    }
+    for (name, document) in policies {
+        let refused = change(state, name, Some(document), None)?.err();
+        if let Some(refusal) = refused {
+            return Ok(Err(refusal));
+        }
+    }
+    Ok(Ok(Outcome::Done))
+}
+
 /// The revision of the version in force; 0 where there is none.
 fn revision(state: &State<'_>, name: &PolicyName) -> Result<u64, StorageError> {
     let Some((key, _)) = state.first_after(&keys::policy(name), None)? else { return Ok(0) };

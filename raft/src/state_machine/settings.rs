@@ -17,7 +17,7 @@ pub(super) fn put(state: &mut State<'_>, document: &str, expected: Option<u64>) 
         return Ok(Err(Refusal::SettingsChanged { current }));
     }
     let rules = match Rules::parse(document) {
-        Ok(rules) => rules.in_force_since(state.time_ms()),
+        Ok(rules) => rules.in_force_since(state.index(), state.time_ms()),
         Err(invalid) => return Ok(Err(Refusal::SettingsInvalid(invalid.to_string()))),
     };
     state.delete_long(keys::settings())?;
@@ -51,7 +51,7 @@ impl Stored {
             let record: SettingsRecord = wire::decode(Kind::Row, &whole)?;
             let rules = Rules::parse(&record.document)
                 .map_err(|invalid| StorageError::Corrupt { what: format!("settings: {invalid}") })?;
-            self.rules = Arc::new(rules.in_force_since(record.time_ms));
+            self.rules = Arc::new(rules.in_force_since(record.revision, record.time_ms));
             self.revision = revision;
         }
         Ok(self.rules.clone())

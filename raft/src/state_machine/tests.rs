@@ -128,7 +128,8 @@ fn change(word: &str) -> TagChange {
 /// `link REPO NAME BODY` (`file:HOLDERS[@PROMISED]` for a file) · `mount REPO NAME [FROM]` · `unlink REPO NAME` ·
 /// `put REPO NAME TAGS|- BLOBS|- [CHILDREN|- [CONDITION|- [SUBJECT [TYPE [MENTIONS]]]]]` · `delete-tag REPO TAG [CONDITION]` ·
 /// `delete-manifest REPO NAME` · `move CHANGE…` · `settings REVISION|- DOCUMENT` · `touch REPO NAME` ·
-/// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES` · `policy NAME REVISION|- [DOCUMENT]`
+/// `collect LIMIT [ORPHANS]` · `collect-untagged REPO NAMES` · `policy NAME REVISION|- [DOCUMENT]` ·
+/// `found-policies NAME=DOCUMENT…`
 fn command(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let repository = words[1].split(':').next().and_then(|name| name.parse().ok());
@@ -161,6 +162,10 @@ fn command(line: &str) -> Command {
             document: words.get(3).map(|_| words[3..].join(" ")),
             expected: words[2].parse().ok(),
         },
+        "found-policies" => {
+            let policies = words[1..].iter().filter_map(|word| word.split_once('='));
+            Command::FoundPolicies(policies.map(|(name, text)| (name.parse().expect("a name"), text.into())).collect())
+        }
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {
@@ -300,6 +305,7 @@ fn manifests_without_a_tag_are_collected_where_a_rule_says_so() {
 #[test]
 fn policies_keep_their_versions() {
     check("policies");
+    check("first-policies");
 }
 
 #[test]
