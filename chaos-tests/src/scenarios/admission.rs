@@ -83,6 +83,7 @@ struct Seen {
 }
 
 /// What a node said at a revision.
+#[derive(Debug)]
 struct Answer {
     node: usize,
     revision: u64,
@@ -361,10 +362,6 @@ impl Answer {
             let (name, digest) = value.split_once('@').with_context(|| value.to_owned())?;
             pinned.insert(name.to_owned(), digest.to_owned());
         }
-        if hook == Hook::Mutate {
-            let missing = images.iter().find(|image| !pinned.contains_key(*image));
-            ensure!(missing.is_none(), "{missing:?} is not pinned");
-        }
         Ok(Self { node, revision, hook, images: images.to_vec(), allowed: verdict.allowed, pinned, policy })
     }
 }
@@ -384,19 +381,20 @@ fn nodes_agree(answers: &[Answer]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was allowed is what the policy of that revision allows.
+/// What was allowed and pinned is what the policy of that revision allows.
 fn policies_held(answers: &[Answer], policies: &BTreeMap<u64, bool>) -> anyhow::Result<()> {
-    for answer in answers.iter().filter(|answer| answer.hook == Hook::Validate) {
+    for answer in answers {
         let (began, allows) = policies.range(..=answer.revision).next_back().context("before the first policy")?;
-        let is_about = answer.images.iter().any(|image| image.contains("team/tool"));
-        ensure!(
-            answer.allowed == (*allows || !is_about) && answer.policy == Some(*began),
-            "at revision {} the policy of {began} was in force, node {} decided {} by {:?}",
-            answer.revision,
-            answer.node,
-            answer.allowed,
-            answer.policy
-        );
+        let is_denied = |image: &&String| !allows && image.contains("team/tool");
+        let held = answer.policy == Some(*began)
+            && match answer.hook {
+                Hook::Validate => answer.allowed != answer.images.iter().any(|image| is_denied(&image)),
+                // What is denied stays as it was asked for.
+                Hook::Mutate => {
+                    answer.images.iter().all(|image| answer.pinned.contains_key(image) != is_denied(&image))
+                }
+            };
+        ensure!(held, "at revision {} the policy of {began} was in force: {answer:?}", answer.revision);
     }
     Ok(())
 }
