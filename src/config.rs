@@ -201,6 +201,11 @@ pub(crate) struct RaftConfig {
     #[arg(id = "raft.keep", long = "raft-keep", value_name = "ENTRIES", default_value = "5000")]
     pub(crate) keep: u64,
 
+    /// The most nodes that vote, an odd number; further ones are learners, which serve everything but have no vote
+    #[arg(id = "raft.max_voters", long = "raft-max-voters", value_name = "NODES", default_value = "5")]
+    #[arg(value_parser = values::odd_voters)]
+    pub(crate) max_voters: usize,
+
     /// Time between two heartbeats of the leader
     #[arg(id = "raft.heartbeat", long = "raft-heartbeat", value_name = "DURATION")]
     #[arg(default_value = "100ms", value_parser = values::duration)]

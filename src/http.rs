@@ -25,7 +25,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::admission::{self, Admission};
 use crate::cluster::metrics::Shown;
-use crate::cluster::operator;
+use crate::cluster::{nodes, operator};
 use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
 use crate::readiness::{InFlight, Readiness};
 use crate::request_id;
@@ -75,6 +75,7 @@ fn cors(origins: &[String]) -> Cors {
 /// The routes that the OpenAPI document describes: all but the specification's own.
 fn described(routes: &mut ServiceConfig<'_>) {
     operator::configure(routes);
+    nodes::configure(routes);
     admission::api::configure(routes);
     oci::changes::configure(routes);
     oci::garbage::configure(routes);

@@ -73,8 +73,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    if let Some(policies) = first_policies {
-        tokio::spawn(first_policies::put(consensus.clone(), policies));
+    match first_policies {
+        Ok(None) => {}
+        Ok(Some(policies)) => drop(tokio::spawn(first_policies::put(consensus.clone(), policies))),
+        Err(problem) if consensus.is_empty() => return Err(problem),
+        // Later starts need no such file, and the webhooks of a cluster that never had a policy deny.
+        Err(problem) => tracing::error!(reason = format!("{problem:#}"), "the first policies cannot be read"),
     }
     let background = tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone()));
 
@@ -99,12 +103,12 @@ fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
     ))
 }
 
-type FirstPolicies = Vec<(PolicyName, String)>;
+type FirstPolicies = anyhow::Result<Option<Vec<(PolicyName, String)>>>;
 
-fn admission_files(config: &AdmissionConfig) -> anyhow::Result<(Option<Arc<Identity>>, Option<FirstPolicies>)> {
+fn admission_files(config: &AdmissionConfig) -> anyhow::Result<(Option<Arc<Identity>>, FirstPolicies)> {
     let tls = config.tls().map(Identity::load).transpose()?;
     let policies = config.policies.as_deref().map(first_policies::read).transpose();
-    Ok((tls.map(Arc::new), policies.context("admission.policies")?))
+    Ok((tls.map(Arc::new), policies.context("admission.policies")))
 }
 
 fn options(config: &Config, node_id: NodeId) -> Options {
@@ -121,6 +125,7 @@ fn options(config: &Config, node_id: NodeId) -> Options {
         heartbeat: config.raft.heartbeat,
         election_min: config.raft.election_min,
         election_max: config.raft.election_max,
+        voters_max: config.raft.max_voters,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -73,10 +73,49 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 pub struct Cluster {
     nodes: Vec<Node>,
     folder: PathBuf,
+    plan: Plan,
     /// By which files and on which ports webhooks are served.
     webhooks: Option<(Files, Vec<u16>)>,
     keep: AtomicBool,
     http: reqwest::Client,
+}
+
+/// What all nodes have in common.
+#[derive(Debug)]
+struct Plan {
+    program: PathBuf,
+    folder: PathBuf,
+    /// The first nodes' peer addresses.
+    peers: Vec<String>,
+    extra_args: Vec<String>,
+}
+
+impl Plan {
+    fn node(&self, index: usize, port: u16, peer_port: u16, more: Vec<String>) -> Node {
+        let name = format!("n{}", index + 1);
+        let data_dir = self.folder.join(&name);
+        let of_its_own = [
+            ("--name", name.clone()),
+            ("--data-dir", data_dir.display().to_string()),
+            ("--listen", address(port)),
+            ("--peer-listen", address(peer_port)),
+            ("--peers", self.peers.join(",")),
+            ("--initial-cluster-size", self.peers.len().to_string()),
+        ];
+        let flags = of_its_own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let arguments =
+            ["serve".to_owned()].into_iter().chain(flags).chain(more).chain(self.extra_args.iter().cloned());
+        Node {
+            url: format!("http://{}", address(port)),
+            peer_url: format!("http://{}", address(peer_port)),
+            log: self.folder.join(format!("{name}.log")),
+            name,
+            data_dir,
+            program: self.program.clone(),
+            arguments: arguments.collect(),
+            child: Mutex::new(None),
+        }
+    }
 }
 
 impl Cluster {
@@ -97,53 +136,41 @@ impl Cluster {
         let (peer_listen, webhook_listen) = rest.split_at(options.nodes);
         let webhooks = options.webhooks.then(|| Files::make(&folder.join("webhooks"))).transpose()?;
         let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
+        let plan = Plan { program, folder: folder.clone(), peers, extra_args: options.extra_args.clone() };
         let nodes = listen
             .iter()
             .zip(peer_listen)
             .enumerate()
             .map(|(index, (port, peer_port))| {
-                let name = format!("n{}", index + 1);
-                let data_dir = folder.join(&name);
-                let mut arguments = vec![
-                    "serve".to_owned(),
-                    "--name".to_owned(),
-                    name.clone(),
-                    "--data-dir".to_owned(),
-                    data_dir.display().to_string(),
-                    "--listen".to_owned(),
-                    address(*port),
-                    "--peer-listen".to_owned(),
-                    address(*peer_port),
-                    "--peers".to_owned(),
-                    peers.join(","),
-                    "--initial-cluster-size".to_owned(),
-                    options.nodes.to_string(),
-                ];
-                if let Some(files) = &webhooks {
+                let more = webhooks.as_ref().map_or_else(Vec::new, |files: &Files| {
                     let (cert, key) = (files.cert.display().to_string(), files.key.display().to_string());
-                    arguments.extend(["--admission-listen".to_owned(), address(webhook_listen[index])]);
-                    arguments.extend(["--admission-tls-cert".to_owned(), cert, "--admission-tls-key".to_owned(), key]);
-                }
-                arguments.extend(options.extra_args.iter().cloned());
-                Node {
-                    url: format!("http://{}", address(*port)),
-                    peer_url: format!("http://{}", address(*peer_port)),
-                    log: folder.join(format!("{name}.log")),
-                    name,
-                    data_dir,
-                    program: program.clone(),
-                    arguments,
-                    child: Mutex::new(None),
-                }
+                    let listen = ["--admission-listen".to_owned(), address(webhook_listen[index])];
+                    let identity = ["--admission-tls-cert".to_owned(), cert, "--admission-tls-key".to_owned(), key];
+                    [&listen[..], &identity].concat()
+                });
+                plan.node(index, *port, *peer_port, more)
             })
             .collect();
         let webhooks = webhooks.map(|files| (files, webhook_listen.to_vec()));
-        let cluster =
-            Self { nodes, folder, webhooks, keep: AtomicBool::new(false), http: plain_http(Duration::from_secs(10)) };
+        let http = plain_http(Duration::from_secs(10));
+        let cluster = Self { nodes, folder, plan, webhooks, keep: AtomicBool::new(false), http };
         for node in &cluster.nodes {
             node.restart()?;
         }
         Ok(cluster)
+    }
+
+    /// Starts one more node with these further arguments, which knows the first ones as its peers.
+    ///
+    /// # Errors
+    /// It cannot be started. Whether it joins is another matter.
+    pub fn add(&mut self, arguments: &[&str]) -> anyhow::Result<&Node> {
+        let ports = free_ports(2)?;
+        let more = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let node = self.plan.node(self.nodes.len(), ports[0], ports[1], more);
+        node.restart()?;
+        self.nodes.push(node);
+        self.nodes.last().context("a node was added")
     }
 
     /// A cluster that lives as long as the process, for tests that share one.
@@ -452,6 +479,8 @@ pub struct Member {
     pub name: String,
     /// `leader`, `follower` or `learner`.
     pub role: String,
+    /// Why a learner has no vote.
+    pub waits_for: Option<String>,
     /// Whether it answers its peers.
     pub reachable: bool,
     /// The last log index that it has applied, where known.

@@ -62,6 +62,8 @@ pub struct Options {
     pub election_min: Duration,
     /// The longest election time-out.
     pub election_max: Duration,
+    /// The most voters; learners beyond that stay learners.
+    pub voters_max: usize,
     /// The version of the program, for the other nodes to see.
     pub version: String,
 }
@@ -192,6 +194,7 @@ impl Consensus {
         let consensus = Self { inner: Arc::new(inner) };
         *consensus.inner.queues.write() = Some(consensus.queues());
         tokio::spawn(consensus.clone().snapshot_by_size());
+        tokio::spawn(consensus.clone().keep_voters(consensus.inner.options.voters_max));
         Ok(consensus)
     }
 

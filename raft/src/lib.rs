@@ -26,6 +26,7 @@ mod promises;
 mod read_gate;
 mod records;
 pub mod registry;
+pub mod registry_host;
 mod row_cache;
 pub mod settings;
 mod snapshot;
@@ -34,6 +35,7 @@ mod state_store;
 #[cfg(test)]
 mod store_tests;
 mod types;
+mod voters;
 pub mod wire;
 #[cfg(test)]
 mod wire_tests;
@@ -41,6 +43,7 @@ mod wire_tests;
 pub use command::{Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord};
+pub use membership::RemoveError;
 pub use names::{InvalidName, PolicyName, RepositoryName, Tag};
 pub use promises::{Pin, Promises};
 pub use records::{

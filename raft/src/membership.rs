@@ -1,19 +1,47 @@
 //! Who belongs to the cluster, and who leads it: found, join, hand over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use uuid::Uuid;
 
 use crate::command::Command;
 use crate::consensus::{Consensus, ProposeError};
-use crate::member::{NodeId, NodeRecord};
-use crate::network::{Call, CallError, Identity, JoinReply};
+use crate::member::{Member, NodeId, NodeRecord};
+use crate::network::{Call, CallError, Identity, JoinReply, Pong, RemoveReply};
 
 /// How long each of a leader's attempts to hand over may take.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a node that asks to join may take to say who it is.
+const DIAL_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a leader may take to remove a member.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a member may take to say that it is there.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often another leader is asked, and the pause before.
+const LEADERS_ASKED: usize = 20;
+const LEADER_ASKED_EACH: Duration = Duration::from_millis(250);
+
+/// Why a member was not removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    /// It is not one.
+    #[error("there is no such member")]
+    Unknown,
+    /// Something would be lost; says what.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody leads, or the leader does not answer: the member may be removed or not.
+    #[error("the leader does not answer: {0}; ask again")]
+    NoLeader(String),
+}
 
 /// How often a leader looks for a voter that has its whole log.
 const SUCCESSOR_LOOKS: usize = 20;
@@ -74,11 +102,110 @@ impl Consensus {
                 }));
             }
         }
+        if let Err(problem) = self.dial_back(id, &record).await {
+            tracing::warn!(
+                name = record.name,
+                peer_address = record.peer_address,
+                reason = problem,
+                "a node is not taken in"
+            );
+            return JoinReply::Refused(problem);
+        }
         // The node is added without a vote: one that never comes must not raise the quorum (case C43).
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id, record)]));
-        match self.raft().change_membership(change, true).await {
-            Ok(_) => JoinReply::Member(self.members().to_vec()),
-            Err(problem) => JoinReply::Refused(problem.to_string()),
+        match self.change(change).await {
+            Ok(()) => JoinReply::Member(self.members().to_vec()),
+            Err(problem) => JoinReply::Refused(problem),
+        }
+    }
+
+    /// Whether a node is where it says that others find it (case C43).
+    async fn dial_back(&self, id: NodeId, record: &NodeRecord) -> Result<(), String> {
+        let address = &record.peer_address;
+        match self.identity_of(address, DIAL_LIMIT).await {
+            Ok(found) if found.id == id => Ok(()),
+            Ok(found) => Err(format!(
+                "at its `peer_advertise` {address} another node answers, {} ({:012x})",
+                found.record.name, found.id
+            )),
+            Err(problem) => Err(format!("it does not answer at its `peer_advertise` {address}: {problem}")),
+        }
+    }
+
+    /// Changes the membership; members that lose their vote stay learners (openraft#1192).
+    pub(crate) async fn change(&self, change: ChangeMembers<NodeId, NodeRecord>) -> Result<(), String> {
+        self.raft().change_membership(change, true).await.map(drop).map_err(|problem| problem.to_string())
+    }
+
+    /// Removes a member from the cluster, through whoever leads. Its data stays on its disk and takes part in nothing
+    /// any more.
+    ///
+    /// # Errors
+    /// See [`RemoveError`]. With `force` nothing is refused but what would stop all writes.
+    pub async fn remove(&self, id: NodeId, force: bool) -> Result<(), RemoveError> {
+        let mut reason = "nobody leads".to_owned();
+        for _ in 0..LEADERS_ASKED {
+            let leader = self.leader().and_then(|leader| self.members().iter().find(|one| one.id == leader).cloned());
+            let reply = match leader {
+                None => RemoveReply::NotLeader,
+                Some(leader) if leader.id == self.node_id() => self.remove_here(id, force).await,
+                Some(leader) => {
+                    let (address, request) = (leader.record.peer_address, (id, force));
+                    let call = self.client().call(&address, Some(leader.id), Call::Remove, &request, REMOVE_LIMIT);
+                    call.await.unwrap_or_else(|problem| {
+                        reason = problem.to_string();
+                        RemoveReply::NotLeader
+                    })
+                }
+            };
+            match reply {
+                RemoveReply::Removed => return Ok(()),
+                RemoveReply::Unknown => return Err(RemoveError::Unknown),
+                RemoveReply::Refused(reason) => return Err(RemoveError::Refused(reason)),
+                RemoveReply::NotLeader => tokio::time::sleep(LEADER_ASKED_EACH).await,
+            }
+        }
+        Err(RemoveError::NoLeader(reason))
+    }
+
+    /// Asks a member now: who died a moment ago may still count as reachable.
+    async fn look_at<'a>(&self, member: &'a Member) -> Seen<'a> {
+        let pong = match member.id == self.node_id() {
+            true => Some(self.pong()),
+            false => {
+                let address = &member.record.peer_address;
+                self.client().call::<_, Pong>(address, Some(member.id), Call::Ping, &(), LOOK_LIMIT).await.ok()
+            }
+        };
+        Seen { member, missing: pong.map(|pong| pong.blobs_missing) }
+    }
+
+    /// Removes a member, if this node leads. The leader itself hands over first, and its successor does it.
+    pub(crate) async fn remove_here(&self, id: NodeId, force: bool) -> RemoveReply {
+        if self.leader() != Some(self.node_id()) {
+            return RemoveReply::NotLeader;
+        }
+        let members = self.members();
+        let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
+        let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
+        if let Some(refusal) = removal_refused(&seen, id, force) {
+            return RemoveReply::Refused(refusal);
+        }
+        if id == self.node_id() {
+            self.hand_over().await;
+            return RemoveReply::NotLeader;
+        }
+        tracing::warn!(name = member.record.name, node_id = format!("{id:012x}"), force, "removing a member");
+        let ids = BTreeSet::from([id]);
+        let removed = async {
+            if member.voter {
+                self.change(ChangeMembers::RemoveVoters(ids.clone())).await?;
+            }
+            self.change(ChangeMembers::RemoveNodes(ids)).await
+        };
+        match removed.await {
+            Ok(()) => RemoveReply::Removed,
+            Err(problem) => RemoveReply::Refused(problem),
         }
     }
 
@@ -120,5 +247,74 @@ impl Consensus {
             tokio::time::sleep(SUCCESSOR_LOOKED_FOR_EACH).await;
         }
         best
+    }
+}
+
+/// A member as the leader sees it.
+struct Seen<'a> {
+    member: &'a Member,
+    /// How many blobs it lacks; `None` where it does not answer.
+    missing: Option<u64>,
+}
+
+/// Why a member must not be removed now.
+fn removal_refused(members: &[Seen<'_>], id: NodeId, force: bool) -> Option<String> {
+    let remain: Vec<&Seen<'_>> = members.iter().filter(|seen| seen.member.id != id).collect();
+    let voters = remain.iter().filter(|seen| seen.member.voter);
+    let (all, answer) =
+        voters.fold((0, 0), |(all, answer), seen| (all + 1, answer + usize::from(seen.missing.is_some())));
+    if all == 0 {
+        return Some("it is the last voter: there would be no cluster".into());
+    }
+    if answer <= all / 2 {
+        return Some(format!(
+            "of the {all} voters that remain only {answer} answer: nothing could be written any more"
+        ));
+    }
+    if force {
+        return None;
+    }
+    remain.iter().find_map(|seen| {
+        let name = &seen.member.record.name;
+        match seen.missing {
+            Some(0) => None,
+            Some(missing) => {
+                Some(format!("{name} lacks {missing} blobs, of which this may be the last copy; wait, or force it"))
+            }
+            None => Some(format!(
+                "{name} does not answer: this may hold the last copy of its blobs; bring it back, or force it"
+            )),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(missing: &[Option<u64>], id: NodeId, force: bool) -> Option<String> {
+        let record = |id: u64| NodeRecord { name: format!("n{id}"), ..NodeRecord::default() };
+        let members: Vec<Member> =
+            (1..=missing.len() as u64).map(|id| Member { id, record: record(id), voter: id < 4 }).collect();
+        let seen = members.iter().zip(missing).map(|(member, missing)| Seen { member, missing: *missing });
+        removal_refused(&seen.collect::<Vec<_>>(), id, force)
+    }
+
+    #[test]
+    fn a_member_goes_only_where_quorum_and_copies_stay() {
+        assert_eq!(refusal(&[Some(0), Some(0), Some(0)], 3, false), None);
+        // One that is away for good has nothing that its removal could lose.
+        assert_eq!(refusal(&[Some(0), Some(0), None], 3, false), None);
+        let says = |missing: &[Option<u64>], id, force, text: &str| {
+            let refusal = refusal(missing, id, force);
+            assert!(refusal.as_ref().is_some_and(|refusal| refusal.contains(text)), "{refusal:?}");
+        };
+        says(&[Some(0)], 1, true, "the last voter");
+        says(&[Some(0), Some(0), None], 2, true, "only 1 answer");
+        says(&[Some(0), Some(4), Some(0)], 3, false, "n2 lacks 4 blobs");
+        assert_eq!(refusal(&[Some(0), Some(4), Some(0)], 3, true), None);
+        says(&[Some(0), Some(0), Some(0), None], 3, false, "n4 does not answer");
+        // A learner that never came, as the one of case C43.
+        assert_eq!(refusal(&[Some(0), Some(0), Some(0), None], 4, false), None);
     }
 }

@@ -3,7 +3,6 @@
 //! They are kept as the JSON document that was put; fields that it does not name have their defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use globset::GlobBuilder;
 pub use globset::{Error as GlobError, GlobMatcher};
@@ -11,12 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::json::{Object, objects};
 use crate::names::{RepositoryName, Tag};
+use crate::registry_host;
 
 /// The largest document, in bytes.
 pub const DOCUMENT_MAX: usize = 256 << 10;
 
 /// The most rules of one kind.
 const RULES_MAX: usize = 1000;
+
+/// The most names of this registry: each image of it is compared under all of them.
+const REGISTRY_NAMES_MAX: usize = 32;
 
 /// How long changes and former versions of tags are kept unless the settings say otherwise, in seconds: a week.
 const HISTORY_SECONDS: u64 = 7 * 24 * 60 * 60;
@@ -170,92 +173,34 @@ impl Rules {
     /// # Errors
     /// Not JSON, an unknown field, a bad pattern, an empty name, too many rules: with its place.
     pub fn parse(document: &str) -> Result<Self, InvalidSettings> {
-        let refused =
-            |place: fmt::Arguments<'_>, reason: &dyn fmt::Display| InvalidSettings(format!("{place}: {reason}"));
         if document.len() > DOCUMENT_MAX {
             return Err(InvalidSettings(format!("more than {DOCUMENT_MAX} bytes")));
         }
         let Object(settings): Object<Settings> =
             serde_json::from_str(document).map_err(|error| InvalidSettings(error.to_string()))?;
-        for (rules, name) in [
-            (settings.immutable_tags.len(), "immutable_tags"),
-            (settings.missing_content.len(), "missing_content"),
-            (settings.collect_untagged.len(), "collect_untagged"),
-            (settings.registry_names.len(), "registry_names"),
-            (settings.aliases.len(), "aliases"),
-            (settings.workloads.len(), "workloads"),
+        for (rules, limit, name) in [
+            (settings.immutable_tags.len(), RULES_MAX, "immutable_tags"),
+            (settings.missing_content.len(), RULES_MAX, "missing_content"),
+            (settings.collect_untagged.len(), RULES_MAX, "collect_untagged"),
+            (settings.registry_names.len(), REGISTRY_NAMES_MAX, "registry_names"),
+            (settings.aliases.len(), RULES_MAX, "aliases"),
+            (settings.workloads.len(), RULES_MAX, "workloads"),
         ] {
-            if rules > RULES_MAX {
-                return Err(InvalidSettings(format!("{name}: more than {RULES_MAX} rules")));
+            if rules > limit {
+                return Err(InvalidSettings(format!("{name}: more than {limit}")));
             }
         }
-        for (seconds, name) in
-            [(settings.history_seconds, "history_seconds"), (settings.garbage_grace_seconds, "garbage_grace_seconds")]
-        {
-            if !(1..=SECONDS_MAX).contains(&seconds) {
-                return Err(InvalidSettings(format!("{name}: must be 1 to {SECONDS_MAX}")));
-            }
-        }
-        let mut compiled = Self {
-            history_ms: settings.history_seconds * 1000,
-            garbage_grace_ms: settings.garbage_grace_seconds * 1000,
+        Ok(Self {
+            history_ms: milliseconds("history_seconds", settings.history_seconds)?,
+            garbage_grace_ms: milliseconds("garbage_grace_seconds", settings.garbage_grace_seconds)?,
+            immutable_tags: numbered("immutable_tags", settings.immutable_tags, immutable_tags)?,
+            missing_content: numbered("missing_content", settings.missing_content, missing_content)?,
+            collect_untagged: numbered("collect_untagged", settings.collect_untagged, collect_untagged)?,
+            registry_names: numbered("registry_names", settings.registry_names, registry_name)?.into_iter().collect(),
+            aliases: numbered("aliases", settings.aliases, alias)?,
+            workloads: settings.workloads.into_iter().map(workload).collect::<Result<_, _>>()?,
             ..Self::default()
-        };
-        for (number, rule) in settings.immutable_tags.into_iter().enumerate() {
-            let place = format!("immutable_tags[{number}]");
-            if rule.name.trim().is_empty() {
-                return Err(InvalidSettings(format!("{place}.name: is empty")));
-            }
-            let repositories =
-                glob(&rule.repositories).map_err(|error| refused(format_args!("{place}.repositories"), &error))?;
-            let tags = glob(&rule.tags).map_err(|error| refused(format_args!("{place}.tags"), &error))?;
-            compiled.immutable_tags.push((rule.name, repositories, tags));
-        }
-        for (number, rule) in settings.missing_content.into_iter().enumerate() {
-            let repositories = glob(&rule.repositories)
-                .map_err(|error| refused(format_args!("missing_content[{number}].repositories"), &error))?;
-            compiled.missing_content.push((repositories, rule.mode));
-        }
-        for (number, rule) in settings.collect_untagged.into_iter().enumerate() {
-            let place = format!("collect_untagged[{number}]");
-            let repositories =
-                glob(&rule.repositories).map_err(|error| refused(format_args!("{place}.repositories"), &error))?;
-            if !(1..=SECONDS_MAX).contains(&rule.after_seconds) {
-                return Err(InvalidSettings(format!("{place}.after_seconds: must be 1 to {SECONDS_MAX}")));
-            }
-            compiled.collect_untagged.push((repositories, rule.after_seconds * 1000));
-        }
-        for (number, name) in settings.registry_names.into_iter().enumerate() {
-            if !is_registry(&name) {
-                return Err(InvalidSettings(format!(
-                    "registry_names[{number}]: {name:?} is not HOST or HOST:PORT in lower case"
-                )));
-            }
-            compiled.registry_names.insert(name);
-        }
-        for (number, alias) in settings.aliases.into_iter().enumerate() {
-            let place = format!("aliases[{number}]");
-            let prefix = |text: &str, field: &str| match text.strip_suffix("**") {
-                Some(prefix) if prefix.ends_with('/') && !prefix.contains(['*', '?', '[', '{']) => {
-                    Ok(prefix.to_owned())
-                }
-                _ => {
-                    Err(InvalidSettings(format!("{place}.{field}: {text:?} does not end with /** after a plain path")))
-                }
-            };
-            compiled.aliases.push((prefix(&alias.images, "images")?, prefix(&alias.repositories, "repositories")?));
-        }
-        for (resource, pointer) in settings.workloads {
-            let is_resource = resource.split('/').count() == 2 && resource.split('/').all(|part| !part.is_empty());
-            if !is_resource {
-                return Err(InvalidSettings(format!("workloads: {resource:?} is not GROUP/RESOURCE")));
-            }
-            if !pointer.starts_with('/') || pointer.ends_with('/') {
-                return Err(InvalidSettings(format!("workloads.{resource}: {pointer:?} is not a JSON pointer")));
-            }
-            compiled.workloads.insert(resource, pointer);
-        }
-        Ok(compiled)
+        })
     }
 
     /// Which repository of this registry an image of a registry is, if it is one: by the registry's names, else by an
@@ -267,6 +212,16 @@ impl Rules {
         let name = format!("{registry}/{repository}");
         let here = self.aliases.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", name.strip_prefix(theirs)?)));
         here?.parse().ok()
+    }
+
+    /// Every name under which images name a repository of this registry: by each of the registry's names, and by each
+    /// alias.
+    pub fn names_of(&self, repository: &RepositoryName) -> impl Iterator<Item = String> {
+        let by_name = self.registry_names.iter().map(move |registry| format!("{registry}/{repository}"));
+        let aliased = self.aliases.iter().filter_map(move |(theirs, ours)| {
+            Some(format!("{theirs}{}", repository.as_str().strip_prefix(ours.as_str())?))
+        });
+        by_name.chain(aliased)
     }
 
     /// Where objects of a further kind carry their pod template, as a JSON pointer.
@@ -326,20 +281,75 @@ impl Rules {
     }
 }
 
-/// `host`, `host:port` or an IPv6 address in brackets, as references to images are compared: in lower case, and without
-/// the port of HTTPS.
-fn is_registry(name: &str) -> bool {
-    let is_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    let (host, port) = match name.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
-        Some((host, port)) => (host, Some(port)),
-        None => (name, None),
+/// Compiles the items of a list; whatever is wrong is told with the item's place.
+fn numbered<T, C>(
+    list: &str,
+    items: Vec<T>,
+    compile: impl Fn(&str, T) -> Result<C, InvalidSettings>,
+) -> Result<Vec<C>, InvalidSettings> {
+    items.into_iter().enumerate().map(|(number, item)| compile(&format!("{list}[{number}]"), item)).collect()
+}
+
+fn milliseconds(place: &str, seconds: u64) -> Result<u64, InvalidSettings> {
+    match (1..=SECONDS_MAX).contains(&seconds) {
+        true => Ok(seconds * 1000),
+        false => Err(InvalidSettings(format!("{place}: must be 1 to {SECONDS_MAX}"))),
+    }
+}
+
+fn compiled(place: &str, field: &str, pattern: &str) -> Result<GlobMatcher, InvalidSettings> {
+    glob(pattern).map_err(|error| InvalidSettings(format!("{place}.{field}: {error}")))
+}
+
+fn immutable_tags(place: &str, rule: ImmutableTags) -> Result<(String, GlobMatcher, GlobMatcher), InvalidSettings> {
+    if rule.name.trim().is_empty() {
+        return Err(InvalidSettings(format!("{place}.name: is empty")));
+    }
+    let repositories = compiled(place, "repositories", &rule.repositories)?;
+    Ok((rule.name, repositories, compiled(place, "tags", &rule.tags)?))
+}
+
+fn missing_content(place: &str, rule: MissingContentRule) -> Result<(GlobMatcher, MissingContent), InvalidSettings> {
+    Ok((compiled(place, "repositories", &rule.repositories)?, rule.mode))
+}
+
+fn collect_untagged(place: &str, rule: CollectUntagged) -> Result<(GlobMatcher, u64), InvalidSettings> {
+    let repositories = compiled(place, "repositories", &rule.repositories)?;
+    Ok((repositories, milliseconds(&format!("{place}.after_seconds"), rule.after_seconds)?))
+}
+
+fn registry_name(place: &str, name: String) -> Result<String, InvalidSettings> {
+    match registry_host::canonical(&name) {
+        Ok(canonical) if canonical == name => Ok(name),
+        Ok(canonical) => Err(InvalidSettings(format!("{place}: write {name:?} as {canonical:?}"))),
+        Err(invalid) => Err(InvalidSettings(format!("{place}: {invalid}"))),
+    }
+}
+
+/// Both prefixes, with the slash at the end.
+fn alias(place: &str, alias: Alias) -> Result<(String, String), InvalidSettings> {
+    let prefix = |text: &str, field: &str| match text.strip_suffix("**") {
+        Some(prefix) if prefix.ends_with('/') && !prefix.contains(['*', '?', '[', '{']) => Ok(prefix.to_owned()),
+        _ => Err(InvalidSettings(format!("{place}.{field}: {text:?} does not end with /** after a plain path"))),
     };
-    let is_address = |text: &str| text.parse::<std::net::Ipv6Addr>().is_ok();
-    let host_holds = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => is_address(address),
-        None => !host.is_empty() && host.bytes().all(is_host),
-    };
-    host_holds && port.is_none_or(|port| port != "443" && port.parse::<u16>().is_ok())
+    Ok((prefix(&alias.images, "images")?, prefix(&alias.repositories, "repositories")?))
+}
+
+/// `GROUP/RESOURCE` and the JSON pointer (RFC 6901) of the pod template.
+fn workload((resource, pointer): (String, String)) -> Result<(String, String), InvalidSettings> {
+    let is_part = |part: &str| !part.is_empty() && !part.contains(['*', ' ']);
+    if resource.split('/').count() != 2 || !resource.split('/').all(is_part) {
+        return Err(InvalidSettings(format!("workloads: {resource:?} is not GROUP/RESOURCE")));
+    }
+    let mut escapes = pointer.split('~').skip(1);
+    if !pointer.starts_with('/') || pointer.ends_with('/') || !escapes.all(|rest| rest.starts_with(['0', '1'])) {
+        return Err(InvalidSettings(format!("workloads.{resource}: {pointer:?} is not a JSON pointer")));
+    }
+    if pointer.ends_with("/template/spec") {
+        let whole = pointer.trim_end_matches("/spec");
+        return Err(InvalidSettings(format!("workloads.{resource}: name the template and not its spec: {whole:?}")));
+    }
+    Ok((resource, pointer))
 }
 
 /// A pattern over names: `*` and `?` stay within a segment, `**` does not.

@@ -14,19 +14,21 @@ use super::decide::{Decision, Effect, Finding, Image};
 const WARNING_CHARS: usize = 120;
 const WARNINGS_MAX: usize = 10;
 
-/// The longest message of a denial, in bytes, and the longest annotation.
-const TEXT_MAX: usize = 8 << 10;
+/// The longest message of a denial and the longest annotation, in bytes.
+const MESSAGE_MAX: usize = 64 << 10;
+const ANNOTATION_MAX: usize = 8 << 10;
+
+/// How many characters of an image, or of a container's name, are shown; and how many at least in a warning.
+const IMAGE_CHARS: usize = 300;
+const IMAGE_CHARS_MIN: usize = 24;
 
 /// Allowed or denied, by a decision.
 pub(crate) fn decided(uid: &str, namespace: &str, decision: &Decision) -> AdmissionResponse {
-    let mut answer = match decision.is_allowed() {
+    let answer = match decision.is_allowed() {
         true => allowed(uid),
         false => denied(uid, &denial(namespace, decision)),
     };
-    let warnings = warnings(decision);
-    answer.warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
-    answer.audit_annotations = annotations(decision);
-    answer
+    with_notes(answer, decision)
 }
 
 /// Allowed, with images replaced. Nothing to replace, no patch.
@@ -38,16 +40,12 @@ pub(crate) fn patched(
     pins: &[(Image, String)],
     decision: &Decision,
 ) -> Result<AdmissionResponse, serde_json::Error> {
-    let mut answer = allowed(uid);
-    let warnings = warnings(decision);
-    answer.warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     if pins.is_empty() {
-        return Ok(answer);
+        return Ok(allowed(uid));
     }
-    answer.audit_annotations.insert("revision".into(), decision.revision.to_string());
-    answer.audit_annotations.insert("policy".into(), list(&decision.policies));
+    let mut answer = with_notes(allowed(uid), decision);
     let pinned = pins.iter().map(|(image, text)| format!("{}={text}", image.field));
-    answer.audit_annotations.insert("pinned".into(), list(pinned));
+    answer.audit_annotations.insert("pinned".into(), list(pinned, ANNOTATION_MAX));
     let operations = pins.iter().map(|(image, text)| {
         let path = PointerBuf::parse(image.pointer.as_str()).map_err(serde::de::Error::custom)?;
         Ok(PatchOperation::Replace(ReplaceOperation { path, value: Value::String(text.clone()) }))
@@ -56,20 +54,41 @@ pub(crate) fn patched(
 }
 
 pub(crate) fn allowed(uid: &str) -> AdmissionResponse {
-    let mut answer = denied(uid, "");
+    let mut answer = empty(uid);
     answer.allowed = true;
-    answer.result = Default::default();
     answer
 }
 
 /// Denied for a reason that is no policy's.
 pub(crate) fn denied(uid: &str, reason: &str) -> AdmissionResponse {
-    // The crate's own leaves the uid empty, which `failurePolicy: Ignore` takes for a yes.
-    let mut answer = AdmissionResponse::invalid(reason);
-    answer.uid = uid.to_owned();
+    let mut answer = empty(uid);
+    answer.allowed = false;
+    answer.result = AdmissionResponse::invalid(reason).result;
     answer.result.reason = "Forbidden".into();
     answer.result.code = 403;
     answer
+}
+
+/// Allowed, and nothing was pinned, for a reason.
+pub(crate) fn unpinned(uid: &str, reason: &str) -> AdmissionResponse {
+    let mut answer = allowed(uid);
+    answer.warnings = Some(vec![cut(&format!("tags were not pinned: {reason}"), WARNING_CHARS)]);
+    answer.audit_annotations.insert("not-pinned".into(), cut(reason, IMAGE_CHARS));
+    answer
+}
+
+/// The crate's own answers leave the uid empty, which `failurePolicy: Ignore` takes for a yes.
+fn empty(uid: &str) -> AdmissionResponse {
+    let mut answer = AdmissionResponse::invalid("");
+    answer.uid = uid.to_owned();
+    answer.result = Default::default();
+    answer
+}
+
+/// Says that an object of a kind that the settings name has no pod template where they say.
+pub(crate) fn warn_of_missing(answer: &mut AdmissionResponse, place: &str) {
+    let said = format!("nothing at {place}, where the registry's setting workloads has the pod template");
+    answer.warnings.get_or_insert_default().push(cut(&said, WARNING_CHARS));
 }
 
 /// Says that the state behind an answer may be old.
@@ -82,29 +101,41 @@ pub(crate) fn mark_stale(answer: &mut AdmissionResponse) {
 
 /// Every image that may not run, with the policy, the rule and what to do.
 fn denial(namespace: &str, decision: &Decision) -> String {
-    let denials: Vec<&Finding> = with_effect(decision, Effect::Deny).collect();
-    let said = denials.iter().map(|finding| {
+    let said = with_effect(decision, Effect::Deny).map(|finding| {
         let container = match finding.image.container.as_str() {
             "" => String::new(),
-            container => format!(" ({container})"),
+            container => format!(" ({})", cut(container, IMAGE_CHARS)),
         };
-        format!("{}{container}: image {:?}: {}", finding.image.field, finding.image.text, objection(finding))
+        format!("{}{container}: {}", finding.image.field, objection(finding))
     });
-    format!("not allowed to run in namespace {namespace:?}: {}", list(said))
+    format!("not allowed to run in namespace {namespace:?}: {}", list(said, MESSAGE_MAX))
+}
+
+fn with_notes(mut answer: AdmissionResponse, decision: &Decision) -> AdmissionResponse {
+    answer.warnings = Some(warnings(decision)).filter(|warnings| !warnings.is_empty());
+    answer.audit_annotations = annotations(decision);
+    answer
 }
 
 fn warnings(decision: &Decision) -> Vec<String> {
-    let said: Vec<String> = with_effect(decision, Effect::Warn)
-        .map(|finding| {
-            cut(&format!("{}: {:?}: {}", finding.image.field, finding.image.text, objection(finding)), WARNING_CHARS)
-        })
-        .collect();
+    let said: Vec<String> = with_effect(decision, Effect::Warn).map(warning).collect();
     let more = said.len().saturating_sub(WARNINGS_MAX);
     if more == 0 {
         return said;
     }
     let last = format!("{} more images or rules are objected to", more + 1);
     said.into_iter().take(WARNINGS_MAX - 1).chain([last]).collect()
+}
+
+/// What matters first: who objects, and to what; then where, as far as there is room.
+fn warning(finding: &Finding) -> String {
+    let rule = finding.rule.as_ref().map_or_else(String::new, |rule| format!("/{rule}"));
+    let who = cut(&format!("policy {}{rule}", finding.policy), 47);
+    let head = format!("{who}: {}: ", finding.reason.in_short());
+    let room = WARNING_CHARS.saturating_sub(head.chars().count());
+    let place = format!(" ({})", finding.image.field.trim_end_matches(".image"));
+    let place = if place.chars().count() + IMAGE_CHARS_MIN <= room { place } else { String::new() };
+    format!("{head}{}{place}", cut(&finding.image.text, room - place.chars().count()))
 }
 
 fn annotations(decision: &Decision) -> HashMap<String, String> {
@@ -114,14 +145,14 @@ fn annotations(decision: &Decision) -> HashMap<String, String> {
             notes.insert(key.to_owned(), value);
         }
     };
-    note("policy", list(&decision.policies));
+    note("policy", list(&decision.policies, ANNOTATION_MAX));
     let digests = decision.images.iter();
     let digests = digests.filter_map(|judged| Some(format!("{}={}", judged.image.field, judged.digest?)));
-    note("digest", list(digests));
+    note("digest", list(digests, ANNOTATION_MAX));
     for (effect, key) in [(Effect::Deny, "denied"), (Effect::Warn, "warned"), (Effect::Audit, "audited")] {
         let found =
             with_effect(decision, effect).map(|finding| format!("{}: {}", finding.image.field, objection(finding)));
-        note(key, list(found));
+        note(key, list(found, ANNOTATION_MAX));
     }
     notes
 }
@@ -132,16 +163,17 @@ fn with_effect(decision: &Decision, effect: Effect) -> impl Iterator<Item = &Fin
 
 fn objection(finding: &Finding) -> String {
     let rule = finding.rule.as_ref().map_or_else(String::new, |rule| format!(", rule {rule}"));
-    format!("policy {}{rule}: {}", finding.policy, finding.reason)
+    let image = cut(&finding.image.text, IMAGE_CHARS);
+    format!("image {image:?}: policy {}{rule}: {}", finding.policy, finding.reason)
 }
 
-/// One text of several, no longer than [`TEXT_MAX`].
-fn list(items: impl IntoIterator<Item = impl fmt::Display>) -> String {
+/// One text of several, of about so many bytes at most.
+fn list(items: impl IntoIterator<Item = impl fmt::Display>, bytes: usize) -> String {
     let mut text = String::new();
     let mut left_out = 0;
     for item in items {
         let item = item.to_string();
-        if text.len() + item.len() > TEXT_MAX {
+        if text.len() + item.len() > bytes {
             left_out += 1;
             continue;
         }

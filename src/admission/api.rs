@@ -1,5 +1,7 @@
 //! Image policies over HTTP: put, removed, listed, and what they were before.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, delete, get, post, put, web};
@@ -12,9 +14,8 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
 use super::Admission;
-use super::explain::explain;
 use super::policy::{DOCUMENT_MAX, Policy};
-use super::state::{AsOf, NoPolicies};
+use super::state::AsOf;
 use crate::body::read_body;
 use crate::freshness::Freshness;
 use crate::oci::error::{Code, OciError, blocking};
@@ -24,6 +25,9 @@ use crate::timestamp::rfc3339;
 
 /// The most versions that a history shows: all that are kept.
 const VERSIONS_MAX: usize = 100;
+
+/// How long the explanation waits for a majority: as the webhooks where the API server waits five seconds.
+const EXPLAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The largest body of a rollback, in bytes.
 const ROLLBACK_MAX: u64 = 4096;
@@ -232,7 +236,7 @@ async fn rollback(
     responses((
         status = 200,
         body = Object,
-        description = "`allowed`, `revision`, `reference`, `repository`, `digest`; `policies`: each with `rules` and `findings`",
+        description = "`allowed`, `refusal`, `stale`, `revision`, `reference`, `repository`, `digest`, `runs_as`; `policies`: each with `rules` and `findings`",
     ))
 )]
 #[get("/api/v1/admission/explain")]
@@ -241,24 +245,11 @@ async fn explain_image(admission: web::Data<Admission>, request: HttpRequest) ->
         query(&request, name).map(|text| text.into_owned()).ok_or_else(|| refused(&format!("{name} is missing")))
     };
     let (image, namespace) = (wanted("image")?, wanted("namespace")?);
-    let freshness = Freshness::catch_up(&admission.consensus).await?;
-    let facts = admission.now();
-    let (revision, policies, now_ms) = (facts.revision, admission.policies.clone(), admission.consensus.now_ms());
-    let explained = blocking(move || {
-        let policies = policies.at(&facts.registry, facts.revision).map_err(OciError::from)?;
-        explain(&facts, &policies, now_ms, &namespace, &image).map_err(OciError::from)
-    })
-    .await?;
-    Ok(answer(StatusCode::OK, revision, freshness).json(explained))
-}
-
-impl From<NoPolicies> for OciError {
-    fn from(error: NoPolicies) -> Self {
-        match error {
-            NoPolicies::Storage(error) => error.into(),
-            NoPolicies::NotUnderstood { .. } | NoPolicies::NotYet => Self::unavailable(error.to_string()),
-        }
-    }
+    // As the webhooks wait, which it explains.
+    let is_stale = admission.catch_up(EXPLAIN_PATIENCE).await;
+    let explained = blocking(move || admission.explained(is_stale, &namespace, &image)).await?;
+    let revision = explained["revision"].as_u64().unwrap_or_default();
+    Ok(answer(StatusCode::OK, revision, Freshness::Current).json(explained))
 }
 
 impl Admission {

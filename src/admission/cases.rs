@@ -71,7 +71,7 @@ impl Case {
             Reply::BadRequest(reason) => return Ok(json!({ "http_status": 400, "reason": reason })),
             Reply::Review(answer) => answer,
         };
-        let mut shown = answer.review;
+        let mut shown = answer.review();
         if let Some(patch) = &answer.response.patch {
             shown["response"]["patch"] = serde_json::from_slice(patch)?;
         }

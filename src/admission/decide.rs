@@ -8,7 +8,7 @@ use flotilla_raft::settings::Rules;
 use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::{Digest, StorageError};
 
-use super::policy::{CompiledRule, CompiledVerb, Default, Mode, Pattern, Pin, Policy, Templates};
+use super::policy::{CompiledRule, CompiledVerb, Mode, Otherwise, Pattern, Pin, Policy, Templates};
 use super::reference::{ImageReference, InvalidReference};
 
 /// What a decision may know of the registry, as of one revision.
@@ -114,6 +114,21 @@ pub(crate) enum Requirement {
     MaxAge,
 }
 
+impl Reason {
+    /// Without what to do about it.
+    pub(super) fn in_short(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "not a valid reference",
+            Self::Denied => "denied",
+            Self::NotApproved => "no rule approves it",
+            Self::Unmet(Requirement::Exists) => "not in this registry",
+            Self::Unmet(Requirement::Digest) => "not named by its digest",
+            Self::Unmet(Requirement::ImmutableTag) => "its tag can be moved",
+            Self::Unmet(Requirement::MaxAge) => "too old, or not here",
+        }
+    }
+}
+
 /// With what to do about it.
 impl fmt::Display for Reason {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,8 +149,10 @@ impl fmt::Display for Reason {
 /// A reference with what state says of it.
 pub(super) struct Known {
     pub(super) reference: ImageReference,
-    /// Registry and repository.
+    /// Registry and repository, as it is named.
     name: String,
+    /// The same under every other name that this registry has for it: denials and requirements see them all.
+    other_names: Vec<String>,
     /// Where this registry has it.
     pub(super) repository: Option<RepositoryName>,
     /// What it means now: its digest, or what its tag points at.
@@ -148,6 +165,12 @@ pub(super) struct Known {
     is_pinned: bool,
     /// When it came into this registry.
     time_ms: Option<u64>,
+}
+
+impl Known {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.name).chain(&self.other_names).map(String::as_str)
+    }
 }
 
 /// Judges images as they stand.
@@ -167,12 +190,17 @@ pub(crate) fn pin(
     let pins = policies
         .iter()
         .any(|policy| policy.mode == Mode::Enforce && policy.pin >= wanted && policy.selects(&subject.namespace));
+    // A template is pinned to what its pods may be: with a digest they would no longer say that a denied tag was meant.
+    let as_pods = match subject.is_template && pins {
+        true => judge(facts, policies, &Subject { is_template: false, ..subject.clone() }, true)?.findings,
+        false => decision.findings.clone(),
+    };
     let mut pinned = Vec::new();
     for judged in decision.images.iter().filter(|_| pins) {
         let Ok(reference) = ImageReference::parse(&judged.image.text) else { continue };
         // What is denied stays as it is, for whoever reads the denial.
         let denied = |finding: &Finding| finding.effect == Effect::Deny && finding.image == judged.image;
-        if reference.digest.is_some() || decision.findings.iter().any(denied) {
+        if reference.digest.is_some() || as_pods.iter().any(denied) {
             continue;
         }
         if let (Some(digest), Some(tag)) = (&judged.digest, &reference.tag) {
@@ -245,7 +273,11 @@ pub(super) fn known(
         }
     }
     let name = reference.name();
-    Ok(Ok(Known { reference, name, repository, digest, tag, proven_tag, is_pinned, time_ms }))
+    let other_names = match &repository {
+        Some(repository) => facts.rules().names_of(repository).filter(|other| *other != name).collect(),
+        None => Vec::new(),
+    };
+    Ok(Ok(Known { reference, name, other_names, repository, digest, tag, proven_tag, is_pinned, time_ms }))
 }
 
 /// Enforced policies judge together. Each of the others is judged as if it were enforced beside them.
@@ -350,7 +382,7 @@ fn objections<'a>(
         }
     }
     if !is_approved {
-        let denying = policies.iter().filter(|policy| policy.default == Default::Deny);
+        let denying = policies.iter().filter(|policy| policy.default == Otherwise::Deny);
         found.extend(denying.map(|policy| Objection { policy, rule: None, reason: Reason::NotApproved }));
     }
     found
@@ -364,22 +396,24 @@ pub(super) fn applies(rule: &CompiledRule, known: &Known) -> bool {
     }
 }
 
-/// Whether a denial or a requirement is about an image.
+/// Whether a denial or a requirement is about an image, under whichever name.
 fn objectionable(rule: &CompiledRule, known: &Known) -> bool {
+    let is_named = |pattern: &Pattern| known.names().any(|name| pattern.matches_name(name));
     // What a tag means now is denied as well: it is what would run.
-    rule.images.iter().any(|pattern| matches(pattern, known, known.tag.as_ref(), known.digest.as_ref()))
+    let is_about = |pattern: &Pattern| matches(pattern, known.tag.as_ref(), known.digest.as_ref());
+    rule.images.iter().any(|pattern| is_about(pattern) && is_named(pattern))
 }
 
-/// Whether an approval is about an image.
+/// Whether an approval is about an image, as it is named: what runs under another name may come from elsewhere.
 fn approved(rule: &CompiledRule, known: &Known) -> bool {
     // A tag may be moved before the image is pulled, so only a digest that is part of the name counts.
     let digest = known.digest.as_ref().filter(|_| known.is_pinned);
-    rule.images.iter().any(|pattern| matches(pattern, known, known.proven_tag.as_ref(), digest))
+    let is_about = |pattern: &Pattern| matches(pattern, known.proven_tag.as_ref(), digest);
+    rule.images.iter().any(|pattern| is_about(pattern) && pattern.matches_name(&known.name))
 }
 
-fn matches(pattern: &Pattern, known: &Known, tag: Option<&Tag>, digest: Option<&Digest>) -> bool {
-    pattern.matches_name(&known.name)
-        && pattern.tag.as_ref().is_none_or(|wanted| tag.is_some_and(|tag| wanted.is_match(tag.as_str())))
+fn matches(pattern: &Pattern, tag: Option<&Tag>, digest: Option<&Digest>) -> bool {
+    pattern.tag.as_ref().is_none_or(|wanted| tag.is_some_and(|tag| wanted.is_match(tag.as_str())))
         && pattern.digest.as_ref().is_none_or(|wanted| digest.is_some_and(|digest| wanted.is_match(digest.to_string())))
 }
 

@@ -3,22 +3,30 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use flotilla_storage::StorageError;
 use kube::core::admission::{AdmissionResponse, Operation};
-use prometheus_client::encoding::EncodeLabelValue;
 use serde_json::{Value, json};
 
 use super::answer;
 use super::decide::{Decision, Effect, Facts, Subject, decide, pin};
-use super::metrics::{self, Answered, Outcome};
+use super::metrics::{self, ALLOWED, Answered, DENIED, FAILED, UNREGULATED};
 use super::policy::Policy;
-use super::review::{Review, Unreadable};
+use super::review::{Head, HeadOfRequest, Review, Unreadable};
 
 /// What a webhook is called for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Webhook {
     /// Replaces tags of this registry by what they point at.
     Mutate,
     /// Says whether an object may be, by itself: what the other did is not trusted.
     Validate,
+}
+
+impl Webhook {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mutate => "mutate",
+            Self::Validate => "validate",
+        }
+    }
 }
 
 /// What a call is answered by.
@@ -44,12 +52,13 @@ pub(crate) enum Reply {
 /// An answer, and what the log and the metrics say of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
-    /// As it is sent.
-    pub(crate) review: Value,
     pub(crate) response: AdmissionResponse,
     pub(crate) counted: Answered,
     pub(crate) namespace: String,
+    pub(crate) name: String,
     pub(crate) user: String,
+    /// It was decided by state that may be old.
+    pub(crate) is_stale: bool,
 }
 
 /// Answers a call.
@@ -57,85 +66,137 @@ pub(crate) struct Answer {
 /// # Errors
 /// State cannot be read.
 pub(crate) fn answer(webhook: Webhook, grounds: &Grounds<'_>, body: &[u8]) -> Result<Reply, StorageError> {
-    let Grounds { facts, policies, .. } = *grounds;
-    let review = match Review::parse(body, facts.rules()) {
+    let review = match Review::parse(body, grounds.facts.rules()) {
         Ok(review) => review,
         Err(Unreadable::NoReview(reason)) => return Ok(Reply::BadRequest(reason)),
-        Err(Unreadable::Denied { uid, reason }) => return Ok(failed(webhook, &uid, &reason)),
+        Err(Unreadable::Denied { uid, reason }) => {
+            let head = Head::of(body).unwrap_or_default();
+            return Ok(Reply::Review(Box::new(unreadable(webhook, &uid, &head, &reason))));
+        }
     };
-    let uid = review.request.uid;
+    let (request, missing_template) = (review.request, review.missing_template);
     let subject = Subject {
-        namespace: review.request.namespace.unwrap_or_default(),
+        namespace: request.namespace.unwrap_or_default(),
         is_template: review.is_template,
         now_ms: grounds.now_ms,
         images: review.images,
     };
-    let (mut response, outcome, mode) = match (&grounds.refusal, webhook) {
-        // What has nothing to be judged goes on whatever happens here.
-        _ if subject.images.is_empty() => (answer::allowed(&uid), Outcome::Allowed, "none"),
-        (Some(refusal), _) => (answer::denied(&uid, refusal), Outcome::Failed, "none"),
-        (None, Webhook::Mutate) if review.is_fixed => (answer::allowed(&uid), Outcome::Allowed, "none"),
-        (None, Webhook::Mutate) => {
-            let (pins, decision) = pin(facts, policies, &subject)?;
-            let response = answer::patched(&uid, &pins, &decision)
-                .unwrap_or_else(|error| answer::denied(&uid, &format!("the answer cannot be written: {error}")));
-            (response, Outcome::Allowed, mode(&decision))
-        }
-        (None, Webhook::Validate) => {
-            let decision = decide(facts, policies, &subject)?;
-            (answer::decided(&uid, &subject.namespace, &decision), outcome(&decision), mode(&decision))
-        }
+    // What has nothing to be judged goes on whatever happens here.
+    let is_decided = !subject.images.is_empty() && grounds.refusal.is_none();
+    let (mut response, decision, mode) = match &grounds.refusal {
+        _ if subject.images.is_empty() => (answer::allowed(&request.uid), ALLOWED, "none"),
+        Some(refusal) => (refused(webhook, &request.uid, refusal), FAILED, "none"),
+        None => judged(webhook, grounds, &request.uid, &subject, review.is_fixed)?,
     };
-    if grounds.is_stale && !subject.images.is_empty() {
+    if let Some(place) = missing_template
+        && webhook == Webhook::Validate
+        && grounds.policies.iter().any(|policy| policy.selects(&subject.namespace))
+    {
+        answer::warn_of_missing(&mut response, &place);
+    }
+    let is_stale = grounds.is_stale && is_decided;
+    if is_stale {
         answer::mark_stale(&mut response);
     }
-    let operation = match review.request.operation {
+    let resource = match &request.sub_resource {
+        Some(part) if !part.is_empty() => format!("{}/{part}", request.resource.resource),
+        _ => request.resource.resource,
+    };
+    let operation = match request.operation {
         Operation::Create => "CREATE",
         Operation::Update => "UPDATE",
         Operation::Delete => "DELETE",
         Operation::Connect => "CONNECT",
     };
-    let resource = metrics::resource(&review.request.resource.resource);
+    let webhook = webhook.name();
     Ok(Reply::Review(Box::new(Answer {
-        review: written(&response),
         response,
-        counted: Answered { webhook, resource, operation, decision: outcome, mode },
+        counted: Answered { webhook, resource: metrics::resource(&resource), operation, decision, mode },
         namespace: subject.namespace,
-        user: review.request.user_info.username.unwrap_or_default(),
+        name: request.name,
+        user: request.user_info.username.unwrap_or_default(),
+        is_stale,
     })))
 }
 
-/// A denial because nothing could be decided.
-pub(crate) fn failed(webhook: Webhook, uid: &str, reason: &str) -> Reply {
-    let response: AdmissionResponse = answer::denied(uid, reason);
-    let counted = Answered { webhook, resource: "other", operation: "none", decision: Outcome::Failed, mode: "none" };
-    Reply::Review(Box::new(Answer {
-        review: written(&response),
-        response,
-        counted,
-        namespace: String::new(),
-        user: String::new(),
-    }))
-}
-
-/// The review that carries a response. Kubernetes has a patch in base64, where the crate writes a list of numbers.
-fn written(response: &AdmissionResponse) -> Value {
-    let mut review = json!({
-        "apiVersion": response.types.api_version,
-        "kind": response.types.kind,
-        "response": AdmissionResponse::clone(response),
-    });
-    if let Some(patch) = &response.patch {
-        review["response"]["patch"] = BASE64_STANDARD.encode(patch).into();
+/// The answer by policies, and how it is counted.
+fn judged(
+    webhook: Webhook,
+    grounds: &Grounds<'_>,
+    uid: &str,
+    subject: &Subject,
+    is_fixed: bool,
+) -> Result<(AdmissionResponse, &'static str, &'static str), StorageError> {
+    let Grounds { facts, policies, .. } = *grounds;
+    match webhook {
+        Webhook::Mutate if is_fixed => Ok((answer::allowed(uid), ALLOWED, "none")),
+        Webhook::Mutate => {
+            let (pins, decision) = pin(facts, policies, subject)?;
+            let response = answer::patched(uid, &pins, &decision)
+                .unwrap_or_else(|error| answer::denied(uid, &format!("the answer cannot be written: {error}")));
+            let counted = if decision.is_unregulated() { UNREGULATED } else { ALLOWED };
+            Ok((response, counted, mode(&decision)))
+        }
+        Webhook::Validate => {
+            let decision = decide(facts, policies, subject)?;
+            let counted = match () {
+                () if !decision.is_allowed() => DENIED,
+                () if decision.is_unregulated() => UNREGULATED,
+                () => ALLOWED,
+            };
+            Ok((answer::decided(uid, &subject.namespace, &decision), counted, mode(&decision)))
+        }
     }
-    review
 }
 
-fn outcome(decision: &Decision) -> Outcome {
-    match () {
-        () if !decision.is_allowed() => Outcome::Denied,
-        () if decision.is_unregulated() => Outcome::Unregulated,
-        () => Outcome::Allowed,
+/// Where nothing could be decided `validate` says no. `mutate` changes nothing and stands in nobody's way: its objects are
+/// judged all the same, unless an operator has taken the other webhook away to get out.
+fn refused(webhook: Webhook, uid: &str, reason: &str) -> AdmissionResponse {
+    match webhook {
+        Webhook::Validate => answer::denied(uid, reason),
+        Webhook::Mutate => answer::unpinned(uid, reason),
+    }
+}
+
+/// The answer where there is no decision in time, or none is possible.
+pub(crate) fn undecided(webhook: Webhook, head: Head, reason: &str) -> Answer {
+    let response = refused(webhook, &head.request.uid, reason);
+    Answer { response, ..unreadable(webhook, "", &head, reason) }
+}
+
+/// The answer to a review of which little more than its uid is understood.
+fn unreadable(webhook: Webhook, uid: &str, head: &Head, reason: &str) -> Answer {
+    let HeadOfRequest { operation, namespace, resource, .. } = &head.request;
+    let operations = ["CREATE", "UPDATE", "DELETE", "CONNECT"];
+    let counted = Answered {
+        webhook: webhook.name(),
+        resource: metrics::resource(&resource.resource),
+        operation: operations.into_iter().find(|known| known == operation).unwrap_or("none"),
+        decision: FAILED,
+        mode: "none",
+    };
+    Answer {
+        response: answer::denied(uid, reason),
+        counted,
+        namespace: namespace.clone(),
+        name: String::new(),
+        user: String::new(),
+        is_stale: false,
+    }
+}
+
+impl Answer {
+    /// The review that goes back. Kubernetes has a patch in base64, where the crate writes a list of numbers.
+    pub(crate) fn review(&self) -> Value {
+        let mut review = json!({
+            "apiVersion": self.response.types.api_version,
+            "kind": self.response.types.kind,
+            "response": self.response,
+        });
+        if let Some(patch) = &self.response.patch {
+            review["response"]["patch"] = BASE64_STANDARD.encode(patch).into();
+        }
+        review
     }
 }
 

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::hooks::Webhook;
-
 /// Resources that are told apart; whoever may call a webhook could make up others without end.
-const RESOURCES: [&str; 9] = [
+const RESOURCES: [&str; 10] = [
     "pods",
+    "pods/ephemeralcontainers",
     "podtemplates",
     "replicationcontrollers",
     "deployments",
@@ -27,23 +26,24 @@ const RESOURCES: [&str; 9] = [
 /// One kind of answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Answered {
-    pub(crate) webhook: Webhook,
+    /// `mutate` or `validate`.
+    pub(crate) webhook: &'static str,
+    /// As in the API, with the sub-resource; `other` for kinds that the settings name.
     pub(crate) resource: &'static str,
+    /// `CREATE` and so on; `none` where that was not understood.
     pub(crate) operation: &'static str,
-    pub(crate) decision: Outcome,
+    pub(crate) decision: &'static str,
     /// The strictest mode of a policy that objected.
     pub(crate) mode: &'static str,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Outcome {
-    Allowed,
-    Denied,
-    /// No policy is about it.
-    Unregulated,
-    /// There was no decision: a denial by itself.
-    Failed,
-}
+/// The values of `decision`.
+pub(crate) const ALLOWED: &str = "allowed";
+pub(crate) const DENIED: &str = "denied";
+/// No policy is about it.
+pub(crate) const UNREGULATED: &str = "unregulated";
+/// There was no decision.
+pub(crate) const FAILED: &str = "failed";
 
 /// Cheap to clone; clones count together.
 #[derive(Clone, Default)]
@@ -57,7 +57,7 @@ struct Counted {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Timed {
-    webhook: Webhook,
+    webhook: &'static str,
 }
 
 impl Default for Counted {

@@ -3,15 +3,21 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use flotilla_raft::PolicyName;
 use flotilla_raft::settings::{GlobMatcher, glob};
+use flotilla_raft::{PolicyName, registry_host};
+use flotilla_storage::Digest;
 use serde::{Deserialize, Serialize};
+
+use super::reference::{DOCKER_HUB, DOCKER_HUB_OTHERS};
 
 /// The largest document, in bytes.
 pub(crate) const DOCUMENT_MAX: usize = 256 << 10;
 
 /// The most rules of a policy, patterns of a rule and namespaces of a policy.
 const LIST_MAX: usize = 1000;
+
+/// The longest name of a rule, in characters: it stands in warnings.
+const NAME_MAX: usize = 60;
 
 /// The document, YAML or JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +29,7 @@ pub(crate) struct ImagePolicy {
     #[serde(default = "everywhere")]
     pub(crate) namespaces: Vec<String>,
     /// What happens to an image that no rule approves.
-    pub(crate) default: Default,
+    pub(crate) default: Otherwise,
     #[serde(default)]
     pub(crate) pin: Pin,
     #[serde(default)]
@@ -50,13 +56,13 @@ pub(crate) enum Mode {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Default {
+pub(crate) enum Otherwise {
     Deny,
     Approve,
 }
 
 /// Where tags of this registry are replaced by what they point at.
-#[derive(Debug, Clone, Copy, std::default::Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Pin {
     Off,
@@ -67,7 +73,7 @@ pub(crate) enum Pin {
 }
 
 /// What becomes of what an enforced policy finds in a pod template.
-#[derive(Debug, Clone, Copy, std::default::Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Templates {
     #[default]
@@ -96,7 +102,7 @@ pub(crate) enum Verb {
 }
 
 /// What must be true of an image.
-#[derive(Debug, Clone, std::default::Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Requirements {
     /// This registry holds it.
@@ -122,7 +128,7 @@ pub(crate) struct Policy {
     /// The revision at which it was put.
     pub(crate) revision: u64,
     pub(crate) mode: Mode,
-    pub(crate) default: Default,
+    pub(crate) default: Otherwise,
     pub(crate) pin: Pin,
     pub(crate) templates: Templates,
     pub(crate) rules: Vec<CompiledRule>,
@@ -160,13 +166,19 @@ impl Policy {
         if document.len() > DOCUMENT_MAX {
             return Err(InvalidPolicy(format!("more than {DOCUMENT_MAX} bytes")));
         }
+        if documents(document).count() > 1 {
+            return Err(InvalidPolicy("more than one document: put each by itself".into()));
+        }
         let policy: ImagePolicy = serde_saphyr::from_str(document).map_err(|error| refused("not valid", error))?;
         at_most(policy.namespaces.len(), "namespaces")?;
         at_most(policy.rules.len(), "rules")?;
+        if policy.namespaces.is_empty() {
+            return Err(refused("namespaces", "is empty: the policy is about no namespace"));
+        }
         let namespaces = policy.namespaces.iter().enumerate();
         let namespaces = namespaces
             .map(|(number, pattern)| {
-                glob(pattern).map_err(|error| refused(format_args!("namespaces[{number}]"), error))
+                namespace(pattern).map_err(|error| refused(format_args!("namespaces[{number}]"), error))
             })
             .collect::<Result<_, _>>()?;
         let rules = policy.rules.into_iter().enumerate();
@@ -212,10 +224,23 @@ impl CompiledRule {
                     return Err(refused(format_args!("{place}.verb.require"), "requires nothing"));
                 }
                 let max_age_ms = max_age_ms.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+                if max_age_ms == Some(0) {
+                    return Err(refused(
+                        format_args!("{place}.verb.require.max_age"),
+                        "is nothing: no image is so young",
+                    ));
+                }
                 CompiledVerb::Require { exists, digest, immutable_tag, max_age_ms }
             }
         };
-        Ok(Self { name: rule.name.filter(|name| !name.trim().is_empty()).unwrap_or(place), images, verb })
+        let name = rule.name.filter(|name| !name.trim().is_empty());
+        if name.as_ref().is_some_and(|name| name.chars().count() > NAME_MAX || name.chars().any(char::is_control)) {
+            return Err(refused(
+                format_args!("{place}.name"),
+                format_args!("is no line of at most {NAME_MAX} characters"),
+            ));
+        }
+        Ok(Self { name: name.unwrap_or(place), images, verb })
     }
 }
 
@@ -234,11 +259,10 @@ impl Pattern {
         if [Some(name), tag, digest].contains(&Some("")) {
             return Err(InvalidPolicy(format!("{text:?} has an empty part")));
         }
-        let first = name.split('/').next().unwrap_or_default();
-        let may_be_host = first == "localhost" || first.contains(['.', ':', '*', '?', '{', '[']);
-        if !may_be_host || (!name.contains('/') && !name.contains("**")) {
-            let hint = "a name begins with its registry, as in docker.io/library/nginx or **/nginx";
-            return Err(InvalidPolicy(format!("{text:?} would match nothing: {hint}")));
+        check_name(name).map_err(|reason| InvalidPolicy(format!("{text:?} would match nothing: {reason}")))?;
+        let is_digest = |text: &str| is_pattern(text) || text.parse::<Digest>().is_ok();
+        if digest.is_some_and(|digest| !is_digest(digest)) {
+            return Err(InvalidPolicy(format!("{text:?} would match nothing: what follows @ is no digest")));
         }
         // An address in brackets is no class of characters.
         let name = match name.strip_prefix('[').and_then(|name| name.split_once(']')) {
@@ -259,13 +283,61 @@ impl Pattern {
     }
 }
 
+/// Whether a text means more than itself.
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '[', '{'])
+}
+
+/// Whether some image's full name may match a pattern.
+fn check_name(name: &str) -> Result<(), String> {
+    let (host, path) = name.split_once('/').map_or((name, None), |(host, path)| (host, Some(path)));
+    let is_bracketed = host.starts_with('[') && host.contains(']');
+    let may_be_host = host == "localhost" || is_pattern(host) || host.contains(['.', ':']);
+    if !may_be_host || (path.is_none() && !name.contains("**")) {
+        return Err("a name begins with its registry, as in docker.io/library/nginx or **/nginx".into());
+    }
+    if path.is_some_and(|path| path.chars().any(|letter| letter.is_ascii_uppercase())) {
+        return Err("names of repositories are in lower case".into());
+    }
+    if is_pattern(host) && !is_bracketed {
+        return Ok(());
+    }
+    let canonical = registry_host::canonical(host).map_err(|invalid| invalid.to_string())?;
+    let canonical = if DOCKER_HUB_OTHERS.contains(&canonical.as_str()) { DOCKER_HUB.to_owned() } else { canonical };
+    if canonical != host {
+        return Err(format!("write {host} as {canonical}"));
+    }
+    match path {
+        Some(path) if host == DOCKER_HUB && !path.contains('/') && !path.contains("**") => {
+            Err(format!("write {name} as {DOCKER_HUB}/library/{path}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A pattern over the names of namespaces (RFC 1123 labels).
+fn namespace(pattern: &str) -> Result<GlobMatcher, String> {
+    let may_be = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-*?[]{},!".contains(letter);
+    match pattern.chars().all(may_be) && !pattern.is_empty() {
+        true => glob(pattern).map_err(|error| error.to_string()),
+        false => Err(format!("{pattern:?} would match nothing: namespaces have lower-case letters, digits and -")),
+    }
+}
+
 /// Reads a text of several documents that are divided by `---`: each with the policy that it says.
 ///
 /// # Errors
 /// As [`Policy::parse`]; two of one name.
 pub(crate) fn parse_all(text: &str) -> Result<Vec<(&str, Policy)>, InvalidPolicy> {
-    let policies = documents(text).map(|document| Ok((document, Policy::parse(document, 0)?)));
-    let policies: Vec<_> = policies.collect::<Result<_, _>>()?;
+    let found: Vec<&str> = documents(text).collect();
+    let parsed = found.iter().enumerate().map(|(number, document)| {
+        let policy = Policy::parse(document, 0).map_err(|invalid| match found.len() {
+            1 => invalid,
+            count => InvalidPolicy(format!("document {} of {count}: {invalid}", number + 1)),
+        });
+        Ok((*document, policy?))
+    });
+    let policies: Vec<_> = parsed.collect::<Result<_, _>>()?;
     let mut names = BTreeSet::new();
     match policies.iter().find(|(_, policy)| !names.insert(&policy.name)) {
         Some((_, twice)) => Err(refused(&twice.name, "two policies have this name")),
@@ -331,6 +403,18 @@ mod tests {
             ("".into(), "not valid"),
             ("[a, warn, ['**'], deny]\n".into(), "not valid"),
             ("name: a\nmode: warn\ndefault: deny\nname: b\n".into(), "name"),
+            ("name: a\nmode: warn\ndefault: deny\n---\nname: b\n".into(), "more than one document"),
+            ("name: a\nmode: warn\ndefault: deny\nnamespaces: []\n".into(), "namespaces: is empty"),
+            ("name: a\nmode: warn\ndefault: deny\nnamespaces: [Prod]\n".into(), "namespaces[0]"),
+            (
+                "name: a\nmode: warn\ndefault: deny\nrules: [{name: \"a\\nb\", images: ['**'], verb: deny}]\n".into(),
+                "rules[0].name",
+            ),
+            (
+                "name: a\nmode: warn\ndefault: deny\nrules: [{images: ['**'], verb: {require: {max_age: 0s}}}]\n"
+                    .into(),
+                "max_age",
+            ),
         ] {
             let refusal = refusal(&document);
             assert!(refusal.contains(said), "{document:.80}: {refusal}");
@@ -342,13 +426,35 @@ mod tests {
         let matches = |pattern: &str, image: &str| {
             Pattern::parse(pattern).unwrap().matches_name(&ImageReference::parse(image).unwrap().name())
         };
-        assert!(matches("docker.io/library/*", "nginx") && !matches("docker.io/*", "nginx"));
+        assert!(matches("docker.io/library/*", "nginx") && !matches("docker.io/other/*", "nginx"));
         assert!(matches("docker.io/**", "nginx") && !matches("docker.io/**", "docker.io.evil.example/nginx"));
         assert!(matches("**", "[::1]:5000/a") && matches("[::1]:5000/**", "[::1]:5000/a"));
         assert!(matches("reg:5000/a:v*", "reg:5000/a") && matches("**:latest", "nginx"));
         assert!(!matches("reg.example/bla/**", "reg.example/blatest/x"), "a path ends at its boundary");
         let both = Pattern::parse("reg:5000/a:v*@sha256:*").unwrap();
         assert!(both.tag.is_some_and(|tag| tag.is_match("v1")) && both.digest.is_some());
+    }
+
+    #[test]
+    fn what_can_match_no_image_is_refused() {
+        for (pattern, said) in [
+            ("nginx", "begins with its registry"),
+            ("docker.io/nginx", "docker.io/library/nginx"),
+            ("index.docker.io/library/nginx", "write index.docker.io as docker.io"),
+            ("Quay.IO/evil/**", "write Quay.IO as quay.io"),
+            ("quay.io:0443/evil/**", "as quay.io"),
+            ("docker.io/Library/nginx", "lower case"),
+            ("docker.io/library/nginx@sha256:xyz", "no digest"),
+            ("quay..io/a", "HOST"),
+        ] {
+            let refused = Pattern::parse(pattern).map_or_else(|error| error.to_string(), |_| "taken".into());
+            assert!(refused.contains(said), "{pattern}: {refused}");
+        }
+        for pattern in
+            ["**", "**/nginx", "*.example.com/**", "docker.io/**", "localhost/a", "**@sha256:*", "[::1]:5000/**"]
+        {
+            assert!(Pattern::parse(pattern).is_ok(), "{pattern}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use flotilla_raft::{RepositoryName, Tag};
+use flotilla_raft::{RepositoryName, Tag, registry_host};
 use flotilla_storage::Digest;
 use oci_spec::distribution::Reference;
 
@@ -11,9 +11,12 @@ use oci_spec::distribution::Reference;
 const LENGTH_MAX: usize = 1024;
 
 /// Docker Hub's registry, and what else it is called.
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_OTHERS: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
+pub(super) const DOCKER_HUB: &str = "docker.io";
+pub(super) const DOCKER_HUB_OTHERS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 const DOCKER_HUB_OFFICIAL: &str = "library";
+
+/// How long the identifiers are that runtimes take for no name (github.com/distribution/reference).
+const IDENTIFIER_CHARS: usize = 64;
 
 /// What an image is called where neither tag nor digest is given.
 const TAG_DEFAULT: &str = "latest";
@@ -52,6 +55,9 @@ impl ImageReference {
         if text.len() > LENGTH_MAX {
             return Err(invalid(format_args!("it is longer than {LENGTH_MAX} bytes")));
         }
+        if text.len() == IDENTIFIER_CHARS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid("64 hexadecimal digits are a container's identifier and no name"));
+        }
         // The crate's grammar knows no addresses in brackets: any host takes their place.
         let (address, rest) = match bracketed(text)? {
             Some((address, rest)) => (Some(address), format!("address.invalid{rest}")),
@@ -61,9 +67,9 @@ impl ImageReference {
         let port = parsed.registry().strip_prefix("address.invalid");
         let registry = match address {
             Some(address) => format!("[{address}]{}", port.unwrap_or_default()),
-            None => parsed.registry().to_lowercase(),
+            None => parsed.registry().to_owned(),
         };
-        let registry = registry.strip_suffix(":443").map_or(registry.clone(), str::to_owned);
+        let registry = registry_host::canonical(&registry).map_err(invalid)?;
         let is_docker_hub = registry == DOCKER_HUB || DOCKER_HUB_OTHERS.contains(&registry.as_str());
         let repository = match is_docker_hub && !parsed.repository().contains('/') {
             true => format!("{DOCKER_HUB_OFFICIAL}/{}", parsed.repository()),
@@ -135,6 +141,8 @@ mod tests {
             "Docker.io/nginx",
             "docker.io:443/library/nginx",
             "registry-1.docker.io/nginx",
+            "registry.hub.docker.com/library/nginx",
+            "docker.io:0443/nginx",
         ] {
             assert_eq!(full(text), "docker.io/library/nginx:latest", "{text}");
         }
@@ -160,6 +168,7 @@ mod tests {
         assert_eq!(full("[::1]:5000/a/b:v1"), "[::1]:5000/a/b:v1");
         assert_eq!(full("[2001:DB8:0::1]/a"), "[2001:db8::1]/a:latest", "one address has one spelling");
         assert_eq!(full("[::1]:443/a"), "[::1]/a:latest");
+        assert_eq!(full("[::ffff:10.0.0.5]:05000/a"), "10.0.0.5:5000/a:latest");
         assert_eq!(full("127.0.0.1:5000/a"), "127.0.0.1:5000/a:latest");
         for odd in ["[::1]", "[::1]a", "[::1", "[x]/a", "[::1]:5000", "[::1]:/a", "[::1]:x/a", "[]/a"] {
             assert!(full(odd).starts_with("refused"), "{odd}: {}", full(odd));
@@ -189,6 +198,9 @@ mod tests {
             "https://reg.example/app",
             "reg.example/app?x",
             "a\nb",
+            "quay.io:99999/a",
+            "quay.io:0/a",
+            &digest,
             "a\0b",
             &"a/".repeat(600),
             &format!("nginx:{}", "a".repeat(129)),

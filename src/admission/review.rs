@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use flotilla_raft::settings::Rules;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, Operation};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::decide::Image;
@@ -48,6 +49,8 @@ pub(crate) struct Review {
     pub(crate) is_template: bool,
     /// Its images cannot be replaced.
     pub(crate) is_fixed: bool,
+    /// Where the object should have a pod template by the settings, and has none.
+    pub(crate) missing_template: Option<String>,
 }
 
 /// Why a body cannot be judged.
@@ -78,59 +81,114 @@ impl Review {
         let uid = field("/request/uid").filter(|uid| !uid.is_empty());
         let uid = uid.ok_or_else(|| no_review("the request has no uid"))?.to_owned();
         let denied = |reason: String| Unreadable::Denied { uid: uid.clone(), reason };
-        let request = document.get_mut("request").map(Value::take).unwrap_or_default();
-        let (object, old) = (request.get("object").cloned(), request.get("oldObject").cloned());
+        let mut request = document.get_mut("request").map(Value::take).unwrap_or_default();
+        let [object, old] =
+            ["object", "oldObject"].map(|field| request.get_mut(field).map(Value::take).unwrap_or_default());
         let request: AdmissionRequest<DynamicObject> = serde_json::from_value(request)
             .map_err(|error| denied(format!("the request is not understood: {error}")))?;
-        let (object, old) = (object.unwrap_or_default(), old.unwrap_or_default());
-        let Some((spec, is_template)) = pod_spec(&request, rules) else {
-            return Ok(Self { request, images: Vec::new(), is_template: false, is_fixed: true });
-        };
+        let nothing =
+            |request| Self { request, images: Vec::new(), is_template: false, is_fixed: true, missing_template: None };
+        let Some(place) = pod_spec(&request, rules) else { return Ok(nothing(request)) };
         if object.is_null() {
             return Err(denied("the request has no object".into()));
         }
-        let known: BTreeSet<String> = match request.operation {
+        let known: BTreeSet<(&str, String)> = match request.operation {
             // What is there already must not stand in the way of anything else that is changed.
-            Operation::Update => images(&old, &spec).map_err(&denied)?.into_iter().map(|image| image.text).collect(),
+            Operation::Update => {
+                let before = images(&old, &place.spec).map_err(&denied)?.unwrap_or_default();
+                before.into_iter().map(|(list, image)| (list, image.text)).collect()
+            }
             _ => BTreeSet::new(),
         };
-        let mut images = images(&object, &spec).map_err(&denied)?;
-        images.retain(|image| !known.contains(&image.text));
-        Ok(Self { is_fixed: object.pointer(MIRROR_ANNOTATION).is_some(), request, images, is_template })
+        let found = match images(&object, &place.spec).map_err(&denied)? {
+            Some(found) => found,
+            None if place.is_configured => {
+                return Ok(Self { missing_template: Some(field_of(&place.spec)), ..nothing(request) });
+            }
+            None => return Err(denied(format!("{} is missing", field_of(&place.spec)))),
+        };
+        let images = found.into_iter().filter(|(list, image)| !known.contains(&(*list, image.text.clone())));
+        Ok(Self {
+            images: images.map(|(_, image)| image).collect(),
+            is_template: place.is_template,
+            // Pods alone can be mirrors.
+            is_fixed: !place.is_template && object.pointer(MIRROR_ANNOTATION).is_some(),
+            missing_template: None,
+            request,
+        })
     }
 }
 
-/// The uid of a request, of whatever else the body consists.
-pub(crate) fn uid_of(body: &[u8]) -> Option<String> {
-    let document: Value = serde_json::from_slice(body).ok()?;
-    let uid = document.pointer("/request/uid")?.as_str()?;
-    (!uid.is_empty()).then(|| uid.to_owned())
+/// What a body says of itself, of whatever else it consists.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Head {
+    pub(crate) request: HeadOfRequest,
 }
 
-/// Where the object of a request has its pod specification, as a JSON pointer, and whether within a template; `None` where
-/// there is nothing to judge.
-fn pod_spec(request: &AdmissionRequest<DynamicObject>, rules: &Rules) -> Option<(String, bool)> {
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct HeadOfRequest {
+    pub(crate) uid: String,
+    pub(crate) operation: String,
+    pub(crate) namespace: String,
+    pub(crate) resource: HeadOfResource,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct HeadOfResource {
+    pub(crate) resource: String,
+}
+
+impl Head {
+    /// `None` for what has no uid. Skips over the object, so that it takes little time.
+    pub(crate) fn of(body: &[u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok().filter(|head: &Self| !head.request.uid.is_empty())
+    }
+}
+
+/// Where an object has its pod specification.
+struct Place {
+    /// As a JSON pointer.
+    spec: String,
+    is_template: bool,
+    /// The settings say so.
+    is_configured: bool,
+}
+
+/// A JSON pointer as people write it.
+fn field_of(pointer: &str) -> String {
+    pointer.trim_start_matches('/').replace('/', ".")
+}
+
+/// Where the object of a request has its pod specification; `None` where there is nothing to judge.
+fn pod_spec(request: &AdmissionRequest<DynamicObject>, rules: &Rules) -> Option<Place> {
     if !matches!(request.operation, Operation::Create | Operation::Update) {
         return None;
     }
     let (group, resource) = (request.resource.group.as_str(), request.resource.resource.as_str());
     let sub_resource = request.sub_resource.as_deref().filter(|name| !name.is_empty());
     match (group, resource, sub_resource) {
-        ("", "pods", None | Some("ephemeralcontainers" | "resize")) => return Some(("/spec".into(), false)),
+        ("", "pods", None | Some("ephemeralcontainers" | "resize")) => {
+            return Some(Place { spec: "/spec".into(), is_template: false, is_configured: false });
+        }
         (_, _, Some(_)) => return None,
         _ => {}
     }
     let known = TEMPLATES.iter().find(|known| (known.0, known.1) == (group, resource)).map(|known| known.2);
     let template = known.or_else(|| rules.pod_template(group, resource))?;
-    Some((format!("{template}/spec"), true))
+    Some(Place { spec: format!("{template}/spec"), is_template: true, is_configured: known.is_none() })
 }
 
-/// Every image of a pod specification.
-fn images(object: &Value, spec: &str) -> Result<Vec<Image>, String> {
+/// Every image of a pod specification, with the list that it stands in; `None` where there is no specification.
+fn images(object: &Value, spec: &str) -> Result<Option<Vec<(&'static str, Image)>>, String> {
     let mut found = Vec::new();
-    let Some(pod) = object.pointer(spec).filter(|pod| !pod.is_null()) else { return Ok(found) };
+    let Some(pod) = object.pointer(spec).filter(|pod| !pod.is_null()) else { return Ok(None) };
+    if !pod.is_object() {
+        return Err(format!("{} is not an object", field_of(spec)));
+    }
     for (list, inner) in LISTS {
-        let place = format!("{}.{list}", spec[1..].replace('/', "."));
+        let place = format!("{}.{list}", field_of(spec));
         let items = match pod.get(list) {
             None | Some(Value::Null) => continue,
             Some(items) => items.as_array().ok_or_else(|| format!("{place} is not a list"))?,
@@ -147,15 +205,16 @@ fn images(object: &Value, spec: &str) -> Result<Vec<Image>, String> {
                 None | Some(Value::Null) => "",
                 Some(image) => image.as_str().ok_or_else(|| format!("{place}.image is not a text"))?,
             };
-            found.push(Image {
+            let image = Image {
                 field: format!("{place}.{}", inner.replace('/', ".")),
                 pointer: format!("{spec}/{list}/{number}/{inner}"),
                 container: item.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
                 text: text.to_owned(),
-            });
+            };
+            found.push((list, image));
         }
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 #[cfg(test)]

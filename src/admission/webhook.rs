@@ -1,16 +1,22 @@
 //! The webhooks' own port: TLS, deadlines, and how fresh the state behind an answer is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{HttpRequest, HttpResponse, ResponseError as _, web};
 use bytes::Bytes;
+use flotilla_storage::StorageError;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Admission;
-use super::hooks::{Answer, Grounds, Reply, Webhook, answer, failed};
-use super::review::uid_of;
+use super::explain::explain;
+use super::hooks::{Answer, Grounds, Reply, Webhook, answer, undecided};
+use super::policy::Policy;
+use super::review::Head;
+use super::state::AsOf;
 use crate::body::read_body;
 use crate::config::WithoutQuorum;
 use crate::request::query;
@@ -20,6 +26,9 @@ const BODY_MAX: u64 = 8 << 20;
 
 /// What is taken of the caller's time limit.
 const SHARE: f64 = 0.8;
+
+/// What a decision may take of that; the rest is for an answer without one.
+const DECIDED_WITHIN: f64 = 0.95;
 
 /// How long an answer may take where the caller says nothing.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -43,16 +52,25 @@ async fn mutate(admission: web::Data<Admission>, request: HttpRequest, payload: 
     call(Webhook::Mutate, &admission, &request, payload).await
 }
 
-/// Whether reviews can be decided here.
+/// Whether reviews are decided here.
 async fn readyz(admission: web::Data<Admission>) -> HttpResponse {
-    match web::block(move || admission.refusal()).await {
+    if admission.readiness.is_stopping() {
+        return HttpResponse::ServiceUnavailable().body("this node is stopping\n");
+    }
+    let is_stale = !admission.consensus.quorum_reachable();
+    match web::block(move || admission.standing(is_stale).refusal).await {
         Ok(None) => HttpResponse::Ok().body("ready\n"),
         Ok(Some(reason)) => HttpResponse::ServiceUnavailable().body(format!("{reason}\n")),
         Err(_) => HttpResponse::ServiceUnavailable().body("this node is stopping\n"),
     }
 }
 
-async fn call(webhook: Webhook, admission: &Admission, request: &HttpRequest, payload: web::Payload) -> HttpResponse {
+async fn call(
+    webhook: Webhook,
+    admission: &web::Data<Admission>,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> HttpResponse {
     let began = Instant::now();
     let limit = deadline(query(request, "timeout").as_deref());
     let body = timeout(limit, read_body(request, payload, BODY_MAX, limit, &mut admission.bodies.share())).await;
@@ -61,27 +79,53 @@ async fn call(webhook: Webhook, admission: &Admission, request: &HttpRequest, pa
         Ok(Err(error)) => return error.error_response(),
         Err(_) => return HttpResponse::build(StatusCode::REQUEST_TIMEOUT).body("the body did not come in time\n"),
     };
-    let left = limit.saturating_sub(began.elapsed());
-    let decided = timeout(left, admission.decide(webhook, limit / 4, body.clone())).await;
-    let (reply, is_stale) = match decided {
-        Ok(Ok(decided)) => decided,
-        Ok(Err(reason)) => (denial(webhook, &body, &reason), false),
-        Err(_) => (denial(webhook, &body, "there was no decision within the time limit; try again"), false),
+    let left = limit.mul_f64(DECIDED_WITHIN).saturating_sub(began.elapsed());
+    let decided = timeout(left, decide(admission, webhook, limit / 4, body.clone())).await;
+    let reply = match decided {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(reason)) => without_decision(webhook, &body, &reason),
+        Err(_) => without_decision(webhook, &body, "there was no decision within the time limit; try again"),
     };
     match reply {
-        Reply::BadRequest(reason) => HttpResponse::BadRequest().body(format!("{reason}\n")),
+        Reply::BadRequest(reason) => {
+            tracing::warn!(target: "flotilla::admission", ?webhook, reason, "what came is no review");
+            HttpResponse::BadRequest().body(format!("{reason}\n"))
+        }
         Reply::Review(answer) => {
-            admission.metrics.answered(answer.counted.clone(), began.elapsed(), is_stale);
-            log(&answer, is_stale, began.elapsed());
-            HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).json(&answer.review)
+            admission.metrics.answered(answer.counted.clone(), began.elapsed(), answer.is_stale);
+            log(&answer, began.elapsed());
+            HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).json(answer.review())
         }
     }
 }
 
-/// A denial to whom the uid of the body says; without one there is no review.
-fn denial(webhook: Webhook, body: &[u8], reason: &str) -> Reply {
-    match uid_of(body) {
-        Some(uid) => failed(webhook, &uid, reason),
+async fn decide(
+    admission: &web::Data<Admission>,
+    webhook: Webhook,
+    patience: Duration,
+    body: Bytes,
+) -> Result<Reply, String> {
+    let is_stale = admission.catch_up(patience).await;
+    let (now_ms, admission) = (admission.consensus.now_ms(), admission.clone());
+    let decided = web::block(move || {
+        let Standing { facts, policies, refusal } = admission.standing(is_stale);
+        let grounds = Grounds { facts: &facts, policies: &policies, now_ms, is_stale, refusal };
+        answer(webhook, &grounds, &body)
+    });
+    match decided.await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a review could not be decided");
+            Err("this node cannot read its state".into())
+        }
+        Err(_) => Err("this node is stopping".into()),
+    }
+}
+
+/// The answer to whom the body's head names; without a uid there is no review.
+fn without_decision(webhook: Webhook, body: &[u8], reason: &str) -> Reply {
+    match Head::of(body) {
+        Some(head) => Reply::Review(Box::new(undecided(webhook, head, reason))),
         None => Reply::BadRequest(reason.to_owned()),
     }
 }
@@ -92,80 +136,62 @@ fn deadline(asked: Option<&str>) -> Duration {
     asked.map_or(DEADLINE, |asked| asked.min(TIMEOUT_MAX).mul_f64(SHARE))
 }
 
-fn log(answer: &Answer, is_stale: bool, took: Duration) {
+fn log(answer: &Answer, took: Duration) {
     let response = &answer.response;
     let note = |key: &str| response.audit_annotations.get(key).map(String::as_str).unwrap_or_default();
     tracing::info!(
         target: "flotilla::admission",
-        webhook = ?answer.counted.webhook,
+        webhook = answer.counted.webhook,
         uid = response.uid,
         resource = answer.counted.resource,
         operation = answer.counted.operation,
         namespace = answer.namespace,
+        name = answer.name,
         user = answer.user,
-        decision = ?answer.counted.decision,
+        decision = answer.counted.decision,
         mode = answer.counted.mode,
         policy = note("policy"),
+        pinned = note("pinned"),
         denied = note("denied"),
         warned = note("warned"),
         audited = note("audited"),
         digest = note("digest"),
         revision = note("revision"),
-        stale = is_stale,
+        reason = response.result.message,
+        stale = answer.is_stale,
         duration_ms = took.as_millis() as u64,
         "reviewed"
     );
 }
 
+/// What stands behind an answer.
+struct Standing {
+    facts: AsOf,
+    policies: Arc<Vec<Policy>>,
+    /// Why nothing can be decided.
+    refusal: Option<String>,
+}
+
 impl Admission {
-    /// Why nothing can be decided here, if so.
-    fn refusal(&self) -> Option<String> {
-        if self.readiness.is_stopping() {
-            return Some("this node is stopping".into());
-        }
-        if !self.readiness.has_caught_up() {
-            return Some("this node has not caught up with its cluster since it was started".into());
-        }
+    /// By what is decided here now; `is_stale` where no majority says that it is the latest. Blocks.
+    fn standing(&self, is_stale: bool) -> Standing {
         let facts = self.now();
-        self.policies.at(&facts.registry, facts.revision).err().map(|error| error.to_string())
-    }
-
-    /// Decides by state that is as new as the call where a majority answers within `patience`, else by what this node
-    /// has; and whether that may be old.
-    async fn decide(&self, webhook: Webhook, patience: Duration, body: Bytes) -> Result<(Reply, bool), String> {
-        let is_stale = !matches!(timeout(patience, self.consensus.read_barrier()).await, Ok(Ok(())));
-        if !is_stale {
-            self.readiness.caught_up();
-        }
-        let refusal = match is_stale {
-            true => self.refusal_of_the_stale(),
-            false => None,
+        let (policies, unreadable) = match self.policies.at(&facts.registry, facts.revision) {
+            Ok(policies) => (policies, None),
+            Err(error) => (Arc::default(), Some(error.to_string())),
         };
-        let (facts, now_ms, policies) = (self.now(), self.consensus.now_ms(), self.policies.clone());
-        let decided = web::block(move || {
-            let (policies, refusal) = match policies.at(&facts.registry, facts.revision) {
-                Ok(policies) => (policies, refusal),
-                Err(error) => (Default::default(), Some(error.to_string())),
-            };
-            let grounds = Grounds { facts: &facts, policies: &policies, now_ms, is_stale, refusal };
-            answer(webhook, &grounds, &body)
-        });
-        match decided.await {
-            Ok(Ok(reply)) => Ok((reply, is_stale)),
-            Ok(Err(error)) => {
-                tracing::error!(%error, "a review could not be decided");
-                Err("this node cannot read its state".into())
-            }
-            Err(_) => Err("this node is stopping".into()),
-        }
+        let refusal = self.refusal(is_stale).or(unreadable);
+        Standing { facts, policies, refusal }
     }
 
-    fn refusal_of_the_stale(&self) -> Option<String> {
-        let settings = &self.config.admission;
+    fn refusal(&self, is_stale: bool) -> Option<String> {
         if !self.readiness.has_caught_up() {
             return Some("this node has not caught up with its cluster since it was started".into());
         }
-        let lost = self.consensus.quorum_lost_for();
+        if !is_stale {
+            return None;
+        }
+        let (settings, lost) = (&self.config.admission, self.consensus.quorum_lost_for());
         match (settings.without_quorum, settings.max_staleness) {
             (WithoutQuorum::Deny, _) => Some(
                 "no majority of the registry's nodes answers, and admission.without_quorum is deny: bring nodes back"
@@ -177,6 +203,23 @@ impl Admission {
             )),
             (WithoutQuorum::Local, _) => None,
         }
+    }
+
+    /// Waits until state is as new as the call, where a majority answers within `patience`; whether it may be old.
+    pub(super) async fn catch_up(&self, patience: Duration) -> bool {
+        let is_stale = !matches!(timeout(patience, self.consensus.read_barrier()).await, Ok(Ok(())));
+        if !is_stale {
+            self.readiness.caught_up();
+        }
+        is_stale
+    }
+
+    /// Decides about one image in a pod, for who asks.
+    pub(super) fn explained(&self, is_stale: bool, namespace: &str, image: &str) -> Result<Value, StorageError> {
+        let Standing { facts, policies, refusal } = self.standing(is_stale);
+        let now_ms = self.consensus.now_ms();
+        let grounds = Grounds { facts: &facts, policies: &policies, now_ms, is_stale, refusal };
+        explain(&grounds, namespace, image)
     }
 }
 

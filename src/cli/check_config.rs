@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use crate::admission::first_policies;
 use crate::config::{Config, Flags, Loaded};
 
 /// Check a configuration and print it as TOML, with the source of each value.
@@ -19,7 +20,15 @@ pub(super) struct CheckConfig {
 impl CheckConfig {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match super::load(&self.settings) {
-            Ok(loaded) => super::say(render(&loaded)?.trim_end()),
+            Ok(loaded) => {
+                super::say(render(&loaded)?.trim_end());
+                if let Some(path) = &loaded.config.admission.policies
+                    && let Err(error) = first_policies::read(path)
+                {
+                    super::complain(format_args!("admission.policies: {error:#}"));
+                    return Ok(ExitCode::from(super::EXIT_USAGE));
+                }
+            }
             Err(exit) => return Ok(exit),
         }
         Ok(ExitCode::SUCCESS)

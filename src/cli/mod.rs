@@ -8,6 +8,7 @@ mod check_config;
 mod cluster;
 mod dev;
 mod gc;
+mod node;
 mod policy;
 mod serve;
 mod settings;
@@ -46,6 +47,8 @@ enum Command {
     #[command(subcommand)]
     Gc(gc::Gc),
     #[command(subcommand)]
+    Node(node::NodeCommand),
+    #[command(subcommand)]
     Policy(policy::PolicyCommand),
     #[command(subcommand)]
     Settings(settings::Settings),
@@ -62,6 +65,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Dev(dev) => dev.run(),
         Command::Cluster(cluster) => cluster.run(),
         Command::Gc(gc) => gc.run(),
+        Command::Node(node) => node.run(),
         Command::Policy(policy) => policy.run(),
         Command::Settings(settings) => settings.run(),
         Command::Tag(tag) => tag.run(),

@@ -2,6 +2,7 @@
 
 pub(crate) mod founding;
 pub(crate) mod metrics;
+pub(crate) mod nodes;
 pub(crate) mod operator;
 pub(crate) mod peer;
 pub(crate) mod status;

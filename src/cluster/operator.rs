@@ -103,6 +103,7 @@ fn node(consensus: &Consensus, member: &Member, leader: Option<NodeId>, commit_i
         name: member.record.name.clone(),
         url: member.record.url.clone(),
         role,
+        waits_for: consensus.waits_for(member),
         reachable: pong.is_some(),
         version: pong.as_ref().map(|pong| pong.version.clone()),
         applied_index: pong.as_ref().map(|pong| pong.applied_index),

@@ -46,6 +46,9 @@ pub(crate) struct NodeStatus {
     pub(crate) url: String,
     /// Its part in the agreement.
     pub(crate) role: Role,
+    /// Why a learner has no vote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waits_for: Option<String>,
     /// Whether it answers the node that was asked.
     pub(crate) reachable: bool,
     /// The version of Flotilla it runs; unknown while it cannot be reached.
@@ -169,6 +172,7 @@ mod tests {
             name: name.to_owned(),
             url: format!("http://{name}:5000"),
             role,
+            waits_for: None,
             reachable: true,
             version: Some("0.1.0".to_owned()),
             applied_index: Some(7),

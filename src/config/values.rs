@@ -53,6 +53,13 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
+pub(super) fn odd_voters(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(voters @ (1 | 3 | 5 | 7)) => Ok(voters),
+        _ => Err("must be 1, 3, 5 or 7".to_owned()),
+    }
+}
+
 pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     match text.parse::<ByteSize>() {
         Ok(size) if size.as_u64() > 0 => Ok(size),

@@ -91,6 +91,11 @@ impl OciError {
             .header(RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
+    /// 409: not now, since something would be lost.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, Code::Denied, message)
+    }
+
     /// 429: what is set aside for such requests is in use.
     pub(crate) fn busy(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, message)

@@ -12,6 +12,7 @@ mod errors;
 mod fixture;
 mod garbage;
 mod kubernetes;
+mod members;
 mod oci_client;
 mod oci_pull;
 mod oci_push;

@@ -44,10 +44,12 @@ pub enum Call {
     Identity,
     /// Take a new node in as a learner.
     Join,
+    /// Remove a member.
+    Remove,
 }
 
 impl Call {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -58,6 +60,7 @@ impl Call {
         Self::WaitApplied,
         Self::Identity,
         Self::Join,
+        Self::Remove,
     ];
 
     /// The last part of its path.
@@ -73,6 +76,7 @@ impl Call {
             Self::WaitApplied => "wait-applied",
             Self::Identity => "identity",
             Self::Join => "join",
+            Self::Remove => "remove",
         }
     }
 
@@ -142,5 +146,18 @@ pub enum JoinReply {
     /// Ask this node, which leads; nobody is known to lead where it is `None`.
     NotLeader(Option<NodeRecord>),
     /// Not possible, for this reason.
+    Refused(String),
+}
+
+/// What became of a question to remove a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RemoveReply {
+    /// It is none any more.
+    Removed,
+    /// It was none.
+    Unknown,
+    /// The node that was asked does not lead, or not any more.
+    NotLeader,
+    /// Not done, for this reason.
     Refused(String),
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::{Call, JoinReply, ProposeReply, ReadIndexReply, snapshot_stream};
+use super::{Call, JoinReply, ProposeReply, ReadIndexReply, RemoveReply, snapshot_stream};
 use crate::command::Proposal;
 use crate::consensus::Consensus;
 use crate::member::{NodeId, NodeRecord};
@@ -96,6 +96,10 @@ impl Consensus {
             Call::Join => {
                 let (id, record, cluster_id): (NodeId, NodeRecord, Option<Uuid>) = read(body)?;
                 written::<JoinReply>(&self.take_in(id, record, cluster_id).await)
+            }
+            Call::Remove => {
+                let (id, force): (NodeId, bool) = read(body)?;
+                written::<RemoveReply>(&self.remove_here(id, force).await)
             }
         }
     }

@@ -37,25 +37,32 @@ pub(in crate::cli) struct Diff {
 
 impl Diff {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let (Listed { policies: present }, _) = self.node.get("/api/v1/policies").await?;
+        let present: BTreeSet<String> = present.into_iter().map(|policy| policy.name).collect();
         if let (Some(name), Some(from)) = (&self.name, self.from) {
-            let (former, later) = (self.document(name, Some(from)).await?, self.document(name, self.to).await?);
-            let at = |revision: Option<u64>| revision.map_or("in force".to_owned(), |number| number.to_string());
-            say((&former, &format!("{name}@{from}")), (&later, &format!("{name}@{}", at(self.to))));
+            let former = Named { name: format!("{name}@{from}"), text: self.document(name, Some(from)).await? };
+            let later = match self.to {
+                Some(to) => Named { name: format!("{name}@{to}"), text: self.document(name, Some(to)).await? },
+                None => self.in_force(name, &present).await?,
+            };
+            say(&former, &later);
         }
         if let Some(file) = &self.file {
             let text = crate::cli::read_document(file)?;
-            let policies = parse_all(&text).with_context(|| file.display().to_string())?;
-            let (Listed { policies: present }, _) = self.node.get("/api/v1/policies").await?;
-            let present: BTreeSet<String> = present.into_iter().map(|policy| policy.name).collect();
-            for (document, policy) in policies {
-                let former = match present.contains(policy.name.as_str()) {
-                    true => self.document(&policy.name, None).await?,
-                    false => String::new(),
-                };
-                say((&former, &format!("{}@in force", policy.name)), (document, &file.display().to_string()));
+            for (document, policy) in parse_all(&text).with_context(|| file.display().to_string())? {
+                let later = Named { name: file.display().to_string(), text: document.to_owned() };
+                say(&self.in_force(&policy.name, &present).await?, &later);
             }
         }
         Ok(())
+    }
+
+    /// Nothing, where there is no such policy.
+    async fn in_force(&self, name: &PolicyName, present: &BTreeSet<String>) -> anyhow::Result<Named> {
+        match present.contains(name.as_str()) {
+            true => Ok(Named { name: format!("{name}@in force"), text: self.document(name, None).await? }),
+            false => Ok(Named { name: format!("{name} (none)"), text: String::new() }),
+        }
     }
 
     async fn document(&self, name: &PolicyName, at: Option<u64>) -> anyhow::Result<String> {
@@ -65,12 +72,18 @@ impl Diff {
     }
 }
 
-fn say((former, former_name): (&str, &str), (later, later_name): (&str, &str)) {
+/// A document, and what it is called in a difference.
+struct Named {
+    name: String,
+    text: String,
+}
+
+fn say(former: &Named, later: &Named) {
     // How a file ends is no difference between policies.
-    let ended = |text: &str| format!("{}\n", text.trim_end());
-    let (former, later) = (ended(former), ended(later));
-    let difference = TextDiff::from_lines(&former, &later);
-    let unified = difference.unified_diff().header(former_name, later_name).to_string();
+    let ended = |text: &str| if text.is_empty() { String::new() } else { format!("{}\n", text.trim_end()) };
+    let (former_text, later_text) = (ended(&former.text), ended(&later.text));
+    let difference = TextDiff::from_lines(&former_text, &later_text);
+    let unified = difference.unified_diff().header(&former.name, &later.name).to_string();
     if !unified.is_empty() {
         crate::cli::say(unified.trim_end());
     }

@@ -29,6 +29,9 @@ struct Explained {
     reference: Option<String>,
     not_valid: Option<String>,
     digest: Option<String>,
+    runs_as: Option<String>,
+    refusal: Option<String>,
+    stale: bool,
     policies: Vec<ExplainedPolicy>,
 }
 
@@ -73,6 +76,15 @@ impl Explain {
         ));
         crate::cli::say(format_args!("  means {}", explained.reference.or(explained.not_valid).unwrap_or_default()));
         crate::cli::say(format_args!("  digest {}", explained.digest.as_deref().unwrap_or("not known here")));
+        if let Some(runs_as) = explained.runs_as.filter(|text| *text != self.image) {
+            crate::cli::say(format_args!("  runs as {runs_as}"));
+        }
+        if let Some(refusal) = explained.refusal {
+            crate::cli::say(format_args!("  nothing is decided: {refusal}"));
+        }
+        if explained.stale {
+            crate::cli::say("  by state that may be old: no majority of the nodes answers");
+        }
         if explained.policies.is_empty() {
             crate::cli::say("  no policy is about this namespace");
         }

@@ -182,11 +182,14 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let (Listed { policies }, _) = self.node.get("/api/v1/policies").await?;
         let mut table = crate::cli::table(["name", "mode", "revision", "since"]);
+        let mut reasons = Vec::new();
         for policy in policies {
+            reasons.extend(policy.not_understood.as_ref().map(|reason| format!("{}: {reason}", policy.name)));
             let mode = policy.mode.or(policy.not_understood.map(|_| "not understood".into())).unwrap_or_default();
             table.add_row([policy.name, mode, policy.revision.to_string(), policy.time]);
         }
         crate::cli::say(table);
+        reasons.into_iter().for_each(crate::cli::say);
         Ok(())
     }
 }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use flotilla_raft::settings::Rules;
 use reqwest::{Method, Url};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::admission::configuration::{Target, configurations};
 use crate::cli::api::Node;
@@ -39,6 +41,11 @@ pub(in crate::cli) struct Webhooks {
 impl Webhooks {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let authority = std::fs::read(&self.ca).with_context(|| format!("cannot read {}", self.ca.display()))?;
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&authority).collect();
+        ensure!(certificates.is_ok_and(|found| !found.is_empty()), "{} holds no certificate (PEM)", self.ca.display());
+        if let Some(url) = &self.webhook_url {
+            ensure!(url.scheme() == "https", "{url}: the API server calls webhooks by https alone");
+        }
         let settings = self.node.send(Method::GET, "/api/v1/settings", |request| request).await?.text().await?;
         let rules = Rules::parse(&settings).context("this version does not understand the settings")?;
         let url = self.webhook_url.map(String::from);

@@ -1,0 +1,212 @@
+//! Who votes. The leader makes voters of learners that keep up, an odd number of them: a fourth voter makes no failure
+//! more survivable and every majority larger. Nobody is asked, and nobody loses his place for being away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+
+use crate::consensus::Consensus;
+use crate::member::{Member, NodeId};
+use crate::network::Pong;
+
+/// How often the leader looks.
+const LOOK_EACH: Duration = Duration::from_secs(1);
+
+/// How long a learner must have kept up.
+const KEPT_UP_FOR: Duration = Duration::from_secs(10);
+
+/// A node that is further behind does not keep up, in log entries.
+const LAG_MAX: u64 = 1000;
+
+/// Fewer voters are never made of more: with one voter less than this, one disk may hold what was acknowledged.
+const VOTERS_KEPT: usize = 3;
+
+/// A member as the leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Standing {
+    id: NodeId,
+    votes: bool,
+    reachable: bool,
+    /// A learner that has kept up long enough.
+    may_vote: bool,
+}
+
+/// One change of who votes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Promote(BTreeSet<NodeId>),
+    Demote(NodeId),
+}
+
+/// What to change, if anything.
+fn next_step(members: &[Standing], leader: NodeId, voters_max: usize) -> Option<Step> {
+    let votes: Vec<&Standing> = members.iter().filter(|member| member.votes).collect();
+    let ready: Vec<NodeId> = members.iter().filter(|member| member.may_vote).map(|member| member.id).collect();
+    let is_even = votes.len().is_multiple_of(2);
+    let wanted = if is_even { 1 } else { 2 };
+    if ready.len() >= wanted && votes.len() + wanted <= voters_max {
+        return Some(Step::Promote(ready.into_iter().take(wanted).collect()));
+    }
+    if votes.len() > voters_max || (is_even && votes.len() > VOTERS_KEPT) {
+        // Whoever is away is of the least use.
+        let others = votes.iter().filter(|member| member.id != leader);
+        return others.min_by_key(|member| (member.reachable, member.id)).map(|member| Step::Demote(member.id));
+    }
+    None
+}
+
+/// Why a learner does not vote yet; `None` for one that keeps up.
+fn waits_for(pong: Option<&Pong>, commit_index: u64) -> Option<String> {
+    let Some(pong) = pong else { return Some("it does not answer".into()) };
+    let lag = commit_index.saturating_sub(pong.applied_index);
+    match (lag, pong.blobs_missing) {
+        (LAG_MAX.., _) => Some(format!("it is {lag} entries of the log behind")),
+        (_, 1..) => Some(format!("it lacks {} blobs", pong.blobs_missing)),
+        _ => None,
+    }
+}
+
+impl Consensus {
+    /// Why a member is no voter, in words for an operator; `None` for a voter.
+    pub fn waits_for(&self, member: &Member) -> Option<String> {
+        if member.voter {
+            return None;
+        }
+        let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index);
+        Some(waits.unwrap_or_else(|| "it keeps up; another learner is needed for an odd number of voters".into()))
+    }
+
+    /// Looks after who votes while this node leads, until it stops.
+    pub(crate) async fn keep_voters(self, voters_max: usize) {
+        let mut kept_up: BTreeMap<NodeId, Instant> = BTreeMap::new();
+        let mut ticks = tokio::time::interval(LOOK_EACH);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.raft().metrics().borrow_watched().running_state.is_err() {
+                return;
+            }
+            if self.leader() != Some(self.node_id()) || !self.quorum_reachable() {
+                kept_up.clear();
+                continue;
+            }
+            if let Err(problem) = self.look_at_voters(&mut kept_up, voters_max).await {
+                tracing::warn!(error = %problem, "who votes could not be changed; it is tried again");
+            }
+        }
+    }
+
+    async fn look_at_voters(&self, kept_up: &mut BTreeMap<NodeId, Instant>, voters_max: usize) -> Result<(), String> {
+        let is_joint = {
+            let metrics = self.raft().metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_joint_config().len() > 1
+        };
+        if is_joint {
+            // A leader died between the two steps of a change.
+            return self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await;
+        }
+        let (members, commit_index, now) = (self.members(), self.status().commit_index, Instant::now());
+        let keeps_up = |member: &&Member| waits_for(self.pong_of(member.id).as_ref(), commit_index).is_none();
+        let learners: BTreeSet<NodeId> =
+            members.iter().filter(|member| !member.voter).filter(keeps_up).map(|member| member.id).collect();
+        kept_up.retain(|id, _| learners.contains(id));
+        for id in learners {
+            kept_up.entry(id).or_insert(now);
+        }
+        let standings: Vec<Standing> = members
+            .iter()
+            .map(|member| Standing {
+                id: member.id,
+                votes: member.voter,
+                reachable: self.reachable(member.id),
+                may_vote: kept_up.get(&member.id).is_some_and(|since| now - *since >= KEPT_UP_FOR),
+            })
+            .collect();
+        let Some(step) = next_step(&standings, self.node_id(), voters_max) else { return Ok(()) };
+        tracing::info!(?step, "changing who votes");
+        match step {
+            Step::Promote(ids) => self.change(ChangeMembers::AddVoterIds(ids)).await,
+            Step::Demote(id) => self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(text: &str) -> Vec<Standing> {
+        let kinds = text.chars().zip(1..);
+        kinds
+            .map(|(kind, id)| Standing {
+                id,
+                votes: "vV".contains(kind),
+                reachable: kind != 'v' && kind != 'l',
+                may_vote: kind == 'R',
+            })
+            .collect()
+    }
+
+    /// `V` votes, `v` votes and is away, `R` may vote, `l` is a learner that is away, `L` one that does not keep up yet.
+    fn step(text: &str, voters_max: usize) -> Option<Step> {
+        next_step(&members(text), 1, voters_max)
+    }
+
+    fn promote(ids: &[NodeId]) -> Option<Step> {
+        Some(Step::Promote(ids.iter().copied().collect()))
+    }
+
+    #[test]
+    fn voters_grow_by_two() {
+        assert_eq!(step("VVVR", 5), None);
+        assert_eq!(step("VVVRR", 5), promote(&[4, 5]));
+        assert_eq!(step("VVVRL", 5), None);
+        assert_eq!(step("VR", 5), None);
+        assert_eq!(step("VRR", 5), promote(&[2, 3]));
+        assert_eq!(step("VVVVVRR", 5), None);
+        assert_eq!(step("VVVVVRR", 7), promote(&[6, 7]));
+    }
+
+    #[test]
+    fn an_even_number_becomes_odd() {
+        assert_eq!(step("VVR", 5), promote(&[3]));
+        assert_eq!(step("VVVVR", 5), promote(&[5]));
+        assert_eq!(step("VVVvR", 5), promote(&[5]));
+        assert_eq!(step("VVVV", 5), Some(Step::Demote(2)));
+        assert_eq!(step("VVVv", 5), Some(Step::Demote(4)));
+        assert_eq!(step("VV", 5), None);
+    }
+
+    #[test]
+    fn nobody_loses_a_vote_for_being_away() {
+        assert_eq!(step("Vvv", 5), None);
+        assert_eq!(step("VVvvv", 5), None);
+        assert_eq!(step("VVvR", 5), None);
+        assert_eq!(step("VVVl", 5), None);
+    }
+
+    #[test]
+    fn a_lower_limit_is_kept() {
+        assert_eq!(step("VVVVV", 3), Some(Step::Demote(2)));
+        assert_eq!(step("VVVVRR", 3), Some(Step::Demote(2)));
+    }
+
+    #[test]
+    fn a_learner_waits_until_it_has_log_and_blobs() {
+        let pong = |applied_index, blobs_missing| Pong {
+            id: 4,
+            applied_index,
+            version: String::new(),
+            blobs_held: 0,
+            blobs_missing,
+            time_ms: 0,
+        };
+        assert_eq!(waits_for(Some(&pong(9_500, 0)), 10_000), None);
+        assert!(waits_for(Some(&pong(9_000, 0)), 10_000).is_some_and(|why| why.contains("1000 entries")));
+        assert!(waits_for(Some(&pong(10_000, 2)), 10_000).is_some_and(|why| why.contains("2 blobs")));
+        assert!(waits_for(None, 10_000).is_some_and(|why| why.contains("not answer")));
+    }
+}
