@@ -133,6 +133,15 @@ impl ApiServer {
         self.timeout.mul_f64(0.8)
     }
 
+    /// Whether a node says that it decides reviews.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn is_ready(&self, node: usize) -> anyhow::Result<bool> {
+        let url = format!("https://{SERVICE}:{}/readyz", self.ports[node]);
+        Ok(self.http.get(url).send().await?.status().is_success())
+    }
+
     /// Asks the next node.
     ///
     /// # Errors

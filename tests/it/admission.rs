@@ -89,6 +89,7 @@ fn pods_are_judged_and_pinned_by_every_node() -> Result<()> {
         // In force on all nodes for what begins after this.
         let revision = put(cluster, 0, "ours", OURS).await?;
         for node in 0..3 {
+            ensure!(api_server.is_ready(node).await?);
             let denied = api_server.call_at(node, Hook::Validate, &pod("prod", &["nginx", absent, ours])).await?;
             ensure!(!denied.allowed);
             for said in ["ours", "containers[0]", "nginx", "containers[1]", absent, "push it first"] {
@@ -242,6 +243,18 @@ fn the_strict_deny_without_a_quorum() -> Result<()> {
         let fine = pod("prod", &["reg.example/team/app:v1"]);
         let denied = api_server.call_at(0, Hook::Validate, &fine).await?;
         ensure!(!denied.allowed && denied.message.contains("without_quorum"), "{}", denied.message);
+        ensure!(denied.annotations["stale"].is_null(), "nothing was decided: {}", denied.annotations);
+        // Who takes the validating webhook away to get out is not stopped by the other one.
+        let unpinned = api_server.call_at(0, Hook::Mutate, &fine).await?;
+        ensure!(unpinned.allowed && unpinned.patch.is_none() && unpinned.warnings.len() == 1, "{unpinned:?}");
+        let left_out = async || {
+            ensure!(!api_server.is_ready(0).await?, "it is ready");
+            Ok(())
+        };
+        wait::until_ok(SOON, "a Service leaves it out", left_out).await?;
+        let explained = each(cluster)[0].get("/api/v1/admission/explain?image=nginx&namespace=dev").await?;
+        let explained = explained.expect(&[200])?.json();
+        ensure!(explained["allowed"] == false && explained["stale"] == true, "{explained}");
         // C40: what has no image to judge goes on.
         let mut deletion = fine;
         deletion["request"]["operation"] = "DELETE".into();
