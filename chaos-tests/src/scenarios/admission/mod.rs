@@ -81,6 +81,8 @@ struct Seen {
     heads: Vec<(Instant, Duration)>,
     /// Calls of a node that was down.
     unanswered: u64,
+    /// Answers of a node that had not caught up since its start.
+    undecided: u64,
     stale: u64,
 }
 
@@ -242,6 +244,12 @@ impl Run {
             seen.stale += 1;
             return Ok(());
         }
+        if verdict.annotations["revision"].is_null() && self.was_down(node, began) {
+            // A node that was just started and has not caught up: no decision, so no admission.
+            ensure!(verdict.allowed == (hook == Hook::Mutate) && verdict.patch.is_none(), "{verdict:?}");
+            seen.undecided += 1;
+            return Ok(());
+        }
         let answer = Answer::of(node, hook, &images, &verdict)
             .with_context(|| format!("review {number} at node {node}: {verdict:?}"))?;
         ensure!(
@@ -318,9 +326,11 @@ impl Run {
         let took = self.began.elapsed();
         let answered = seen.reviews.len();
         println!(
-            "{answered} reviews answered in {took:.1?} ({:.0}/s), {} by a state that may be old, {} calls of a node that was down",
+            "{answered} reviews answered in {took:.1?} ({:.0}/s), {} by a state that may be old, {} without a decision by a node that \
+             had just started, {} calls of a node that was down",
             answered as f64 / took.as_secs_f64(),
             seen.stale,
+            seen.undecided,
             seen.unanswered,
         );
         println!("{} answers compared: nodes agree, policies held, pins are what the tags meant", seen.answers.len());
