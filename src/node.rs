@@ -120,6 +120,7 @@ fn options(config: &Config, node_id: NodeId) -> Options {
             peer_address: config.peer_advertise.clone(),
             url: config.advertise_url.clone(),
         },
+        peers: config.peers.clone(),
         snapshot_every: config.raft.snapshot_every,
         keep: config.raft.keep,
         heartbeat: config.raft.heartbeat,

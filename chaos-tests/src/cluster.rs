@@ -165,11 +165,19 @@ impl Cluster {
     /// # Errors
     /// It cannot be started. Whether it joins is another matter.
     pub fn add(&mut self, arguments: &[&str]) -> anyhow::Result<&Node> {
+        let node = self.prepare(arguments)?;
+        node.restart()?;
+        Ok(node)
+    }
+
+    /// As [`Cluster::add`], but [`Node::restart`] starts it.
+    ///
+    /// # Errors
+    /// There are no ports for it.
+    pub fn prepare(&mut self, arguments: &[&str]) -> anyhow::Result<&Node> {
         let ports = free_ports(2)?;
         let more = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let node = self.plan.node(self.nodes.len(), ports[0], ports[1], more);
-        node.restart()?;
-        self.nodes.push(node);
+        self.nodes.push(self.plan.node(self.nodes.len(), ports[0], ports[1], more));
         self.nodes.last().context("a node was added")
     }
 

@@ -23,6 +23,7 @@ use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{CallError, Identity, Network, PeerClient, Pong};
 use crate::promises::Promises;
 use crate::read_gate::ReadGate;
+use crate::recognition::Candidate;
 use crate::registry::Registry;
 use crate::settings::Rules;
 use crate::state_store::{StateStore, Watches};
@@ -52,6 +53,8 @@ pub struct Options {
     pub node_id: NodeId,
     /// This node's name and addresses.
     pub record: NodeRecord,
+    /// Where other nodes are asked whether they know this one.
+    pub peers: Vec<String>,
     /// A snapshot is built each so many entries.
     pub snapshot_every: u64,
     /// Entries that stay in the log behind a snapshot.
@@ -96,6 +99,9 @@ pub enum StartError {
     /// Log or state cannot be opened.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// Other nodes say that this one must not take part.
+    #[error("{0}")]
+    NotRecognised(String),
     /// openraft refuses its configuration or what it finds in the log.
     #[error("raft: {0}")]
     Raft(String),
@@ -164,12 +170,22 @@ impl Consensus {
         let opened = tokio::task::spawn_blocking(move || {
             let log = LogStore::open(&dir)?;
             let state = StateStore::open(&dir)?;
-            state.2.promises.begin(log.last_index()?);
-            Ok::<_, StorageError>((log, state))
+            let last_index = log.last_index()?;
+            state.2.promises.begin(last_index);
+            Ok::<_, StorageError>((log, last_index, state))
         });
-        let (log, (state, metadata, watches)) =
+        let (log, last_index, (state, metadata, watches)) =
             opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
         let client = PeerClient::new()?;
+        let (registry, progress) = (Registry::new(metadata.clone()), watches.progress.borrow().clone());
+        let candidate = Candidate {
+            id: options.node_id,
+            record: &options.record,
+            cluster_id: registry.cluster_id()?,
+            last_index,
+            members: &progress.members,
+        };
+        candidate.be_recognised(&options.peers, &client).await.map_err(StartError::NotRecognised)?;
         let network = Network { client: client.clone(), log: log.clone(), counters: watches.counters.clone() };
         let config = Arc::new(config(&options).validate().map_err(|problem| StartError::Raft(problem.to_string()))?);
         let raft = Raft::new(options.node_id, config, network, log.clone(), state)
@@ -177,7 +193,6 @@ impl Consensus {
             .map_err(|problem| StartError::Raft(problem.to_string()))?;
         let liveness = Liveness::new(options.node_id);
         tokio::spawn(liveness.clone().run(PeerClient::new()?, watches.progress.clone()));
-        let registry = Registry::new(metadata.clone());
         let inner = Inner {
             options,
             raft,

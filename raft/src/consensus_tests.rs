@@ -20,6 +20,7 @@ async fn start(dir: &Path) -> Consensus {
         heartbeat: Duration::from_millis(20),
         election_min: Duration::from_millis(100),
         election_max: Duration::from_millis(200),
+        peers: Vec::new(),
         voters_max: 5,
         version: "test".into(),
     };

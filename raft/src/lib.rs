@@ -24,6 +24,7 @@ pub mod names;
 pub mod network;
 mod promises;
 mod read_gate;
+mod recognition;
 mod records;
 pub mod registry;
 pub mod registry_host;

@@ -1,9 +1,10 @@
 //! Who belongs to the cluster and who votes: nodes that join, grow into voters, and are removed.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::cluster::{Cluster, Options, Status};
+use chaos_tests::cluster::{Cluster, Node, Options, Status};
 use chaos_tests::wait::until_ok;
 
 use crate::fixture::{SOON, each, flotilla, push_small};
@@ -130,4 +131,64 @@ async fn wrong_address(cluster: &mut Cluster) -> Result<()> {
     until_ok(SOON, "the ghost is removed", removed).await?;
     has_voters(cluster, 0, 3, 3).await?;
     push_small(cluster, "ghost/app", "v2").await.map(drop)
+}
+
+/// C44: a data directory of another cluster, a copy of one that is in use, and that of a removed node: none of them takes
+/// part, each ends with the reason, and the cluster does not notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c44_a_node_that_is_not_who_it_says_it_is_ends_with_the_reason() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let result = not_recognised(&mut cluster).await;
+    cluster.judged(result)
+}
+
+async fn not_recognised(cluster: &mut Cluster) -> Result<()> {
+    let other = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+    let id_of = async |cluster: &Cluster| {
+        let document = each(cluster)[0].get("/api/v1/cluster").await?.expect(&[200])?.json();
+        document["cluster_id"].as_str().map(str::to_owned).context("an id")
+    };
+    let (own_id, other_id) = (id_of(cluster).await?, id_of(&other).await?);
+    other.node(0).stop().await?;
+    let foreign = cluster.prepare(&[])?;
+    copy(&other.node(0).data_dir, &foreign.data_dir)?;
+    ends(foreign, &[&own_id, &other_id]).await?;
+
+    // As it is on disk at one moment.
+    cluster.node(1).pause()?;
+    let original = cluster.node(1).data_dir.clone();
+    let twin = cluster.prepare(&[])?;
+    copy(&original, &twin.data_dir)?;
+    cluster.node(1).resume()?;
+    ends(cluster.node(4), &["already", "copy"]).await?;
+
+    cluster.node(2).kill();
+    let removed = async || {
+        let (done, said) = node(cluster, 0, &["remove", "n3"]).await?;
+        ensure!(done, "{said}");
+        Ok(())
+    };
+    until_ok(SOON, "the node that is away is removed", removed).await?;
+    ends(cluster.node(2), &["is no member of cluster", "removed", "empty data directory"]).await?;
+    has_voters(cluster, 1, 2, 2).await?;
+    push_small(cluster, "who/app", "v1").await.map(drop)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let done = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status()?;
+    ensure!(done.success(), "cp {} {}: {done}", from.display(), to.display());
+    Ok(())
+}
+
+async fn ends(node: &Node, reasons: &[&str]) -> Result<()> {
+    node.restart()?;
+    until_ok(SOON, "it ends", async || {
+        ensure!(!node.alive(), "{} runs: {}", node.name, node.log_tail());
+        Ok(())
+    })
+    .await?;
+    let log = node.log_tail();
+    let missing = reasons.iter().find(|reason| !log.contains(**reason));
+    ensure!(missing.is_none(), "{missing:?} is missing: {log}");
+    Ok(())
 }

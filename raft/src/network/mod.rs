@@ -46,10 +46,12 @@ pub enum Call {
     Join,
     /// Remove a member.
     Remove,
+    /// Is the node of this id a member, and of which cluster?
+    Recognise,
 }
 
 impl Call {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -61,6 +63,7 @@ impl Call {
         Self::Identity,
         Self::Join,
         Self::Remove,
+        Self::Recognise,
     ];
 
     /// The last part of its path.
@@ -77,6 +80,7 @@ impl Call {
             Self::Identity => "identity",
             Self::Join => "join",
             Self::Remove => "remove",
+            Self::Recognise => "recognise",
         }
     }
 

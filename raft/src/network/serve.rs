@@ -14,6 +14,7 @@ use super::{Call, JoinReply, ProposeReply, ReadIndexReply, RemoveReply, snapshot
 use crate::command::Proposal;
 use crate::consensus::Consensus;
 use crate::member::{NodeId, NodeRecord};
+use crate::recognition::Recognition;
 use crate::snapshot::{Copy, Snapshot};
 use crate::types::{LogId, TypeConfig, Vote};
 use crate::wire::{self, Kind};
@@ -96,6 +97,12 @@ impl Consensus {
             Call::Join => {
                 let (id, record, cluster_id): (NodeId, NodeRecord, Option<Uuid>) = read(body)?;
                 written::<JoinReply>(&self.take_in(id, record, cluster_id).await)
+            }
+            Call::Recognise => {
+                let id: NodeId = read(body)?;
+                let member = self.members().iter().find(|member| member.id == id).map(|member| member.record.clone());
+                let (cluster_id, applied_index) = (self.identity().cluster_id, self.applied_index());
+                written(&Recognition { cluster_id, applied_index, member })
             }
             Call::Remove => {
                 let (id, force): (NodeId, bool) = read(body)?;
