@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{Call, Identity, PeerClient};
 
-/// How long another node may take to answer: a start waits for it.
-const LIMIT: Duration = Duration::from_secs(1);
+/// How long another node may take to answer. Where all start together nobody does, and each waits so long.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// What a node knows of another one: the answer to [`Call::Recognise`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
