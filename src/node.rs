@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use flotilla_raft::{Consensus, NodeId, NodeRecord, Options, PolicyName};
 use flotilla_storage::{BlobStore, StorageError, durable_file, format, sync};
 use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
 
 use crate::admission::tls::Identity;
 use crate::admission::{Admission, first_policies, webhook};
@@ -43,7 +44,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let clients = bind(config.listen, "listen")?;
     let peers = bind(config.peer_listen, "peer_listen")?;
-    let (lock, node_id, blobs) = {
+    let (lock, node_id, cluster_id, blobs) = {
         let dir = config.data_dir.clone();
         tokio::task::spawn_blocking(move || open(&dir)).await??
     };
@@ -53,7 +54,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
     tracing::info!(node_id = shown(node_id), name = config.name, version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "starting");
     tracing::warn!("there are no identities yet: whoever reaches this node may pull, push, delete and change policies");
-    let consensus = Consensus::start(options(&config, node_id)).await?;
+    let consensus = Consensus::start(options(&config, node_id, cluster_id)).await?;
     let replication = Replication::new(consensus.clone(), blobs, config.clone())?;
     let readiness = Readiness::default();
 
@@ -91,7 +92,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
-fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
+fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, Option<Uuid>, BlobStore)> {
     durable_file::create_dir_durably(dir)?;
     let lock = durable_file::lock_folder(dir)?;
     format::check_data_dir(dir)?;
@@ -99,6 +100,7 @@ fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, BlobStore)> {
     Ok((
         lock,
         identity::load_or_make(dir)?,
+        identity::cluster_of(dir)?,
         BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?,
     ))
 }
@@ -111,7 +113,7 @@ fn admission_files(config: &AdmissionConfig) -> anyhow::Result<(Option<Arc<Ident
     Ok((tls.map(Arc::new), policies.context("admission.policies")))
 }
 
-fn options(config: &Config, node_id: NodeId) -> Options {
+fn options(config: &Config, node_id: NodeId, cluster_id: Option<Uuid>) -> Options {
     Options {
         data_dir: config.data_dir.clone(),
         node_id,
@@ -121,6 +123,7 @@ fn options(config: &Config, node_id: NodeId) -> Options {
             url: config.advertise_url.clone(),
         },
         peers: config.peers.clone(),
+        cluster_id,
         snapshot_every: config.raft.snapshot_every,
         keep: config.raft.keep,
         heartbeat: config.raft.heartbeat,
@@ -252,6 +255,14 @@ fn workers() -> usize {
 async fn start(consensus: Consensus, replication: Replication, readiness: Readiness, config: Arc<Config>) {
     founding::join_or_found(&consensus, &config).await;
     founding::name_cluster(&consensus).await;
+    let (registry, dir) = (consensus.registry().clone(), config.data_dir.clone());
+    let kept = tokio::task::spawn_blocking(move || match registry.cluster_id()? {
+        Some(cluster_id) => identity::keep_cluster(&dir, cluster_id),
+        None => Ok(()),
+    });
+    if let Err(problem) = kept.await.map_err(anyhow::Error::from).and_then(|kept| kept) {
+        tracing::error!(reason = format!("{problem:#}"), "the cluster's id cannot be written down");
+    }
     replication.start();
     let began = Instant::now();
     loop {

@@ -13,6 +13,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, broadcast};
+use uuid::Uuid;
 
 pub use crate::state_store::AppliedBlob;
 
@@ -55,6 +56,8 @@ pub struct Options {
     pub record: NodeRecord,
     /// Where other nodes are asked whether they know this one.
     pub peers: Vec<String>,
+    /// The cluster that the data belongs to, where that is known beside state, which is on disk later.
+    pub cluster_id: Option<Uuid>,
     /// A snapshot is built each so many entries.
     pub snapshot_every: u64,
     /// Entries that stay in the log behind a snapshot.
@@ -181,7 +184,7 @@ impl Consensus {
         let candidate = Candidate {
             id: options.node_id,
             record: &options.record,
-            cluster_id: registry.cluster_id()?,
+            cluster_id: registry.cluster_id()?.or(options.cluster_id),
             last_index,
             members: &progress.members,
         };

@@ -21,6 +21,7 @@ async fn start(dir: &Path) -> Consensus {
         election_min: Duration::from_millis(100),
         election_max: Duration::from_millis(200),
         peers: Vec::new(),
+        cluster_id: None,
         voters_max: 5,
         version: "test".into(),
     };

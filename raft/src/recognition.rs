@@ -29,7 +29,7 @@ pub(crate) struct Recognition {
 pub(crate) struct Candidate<'a> {
     pub(crate) id: NodeId,
     pub(crate) record: &'a NodeRecord,
-    /// As far as its state is on disk: what the log says beyond that is applied later.
+    /// `None` where that is on no disk yet.
     pub(crate) cluster_id: Option<Uuid>,
     /// The last index of its log; 0 for a node that has none, which is new.
     pub(crate) last_index: u64,
@@ -74,8 +74,9 @@ impl Candidate<'_> {
                  directory of its cluster, or an empty one to join as a new node"
             ));
         }
-        // Who has applied less may not know of this node yet.
-        (known.member.is_none() && known.applied_index >= self.last_index).then(|| {
+        // Who has applied less may not know of this node yet; but one that does not know its own cluster has no such case.
+        let may_be_new = self.cluster_id.is_some() && known.applied_index < self.last_index;
+        (known.member.is_none() && !may_be_new).then(|| {
             format!(
                 "{address} says that node {:012x} is no member of cluster {other}, as one that was removed from it: give this \
                  node an empty data directory to join as a new node",
@@ -115,9 +116,8 @@ mod tests {
         assert_eq!(refusal(&candidate, None, 0, None), "");
         let foreign = refusal(&candidate, Some(other), 500, None);
         assert!(foreign.contains(&own.to_string()) && foreign.contains(&other.to_string()), "{foreign}");
-        // After a crash state may be as old as nothing.
         candidate.cluster_id = None;
-        assert!(refusal(&candidate, Some(own), 100, None).contains("is no member"));
+        assert!(refusal(&candidate, Some(own), 99, None).contains("is no member"));
         assert_eq!(refusal(&candidate, Some(own), 100, Some(record.clone())), "");
     }
 }

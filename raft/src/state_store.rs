@@ -4,7 +4,6 @@
 //! The rows are not synced for each chunk: after a crash the log replays what was lost (`save_committed`). They are
 //! synced beside the writer now and then, and before a snapshot (see [`crate::snapshot`]).
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -177,11 +176,13 @@ fn load(store: &MetadataStore) -> Result<AppliedRow, StorageError> {
 
 fn progress_of(applied: &AppliedRow) -> Progress {
     let membership = applied.membership.membership();
-    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-    let members = membership
-        .nodes()
-        .map(|(id, record)| Member { id: *id, record: record.clone(), voter: voters.contains(id) })
-        .collect();
+    // While two majorities are needed, only who counts in both is relied on: a voter that is about to be one may not be it.
+    let votes = |id: &NodeId| {
+        let configs = membership.get_joint_config();
+        !configs.is_empty() && configs.iter().all(|config| config.contains(id))
+    };
+    let members =
+        membership.nodes().map(|(id, record)| Member { id: *id, record: record.clone(), voter: votes(id) }).collect();
     Progress { index: applied.log_id.as_ref().map_or(0, |log_id| log_id.index), members }
 }
 
