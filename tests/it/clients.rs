@@ -220,7 +220,7 @@ fn skip(reason: &str) -> anyhow::Result<bool> {
 
 /// `make tools` puts those from the Go world beside the profiles' folders.
 fn search_path() -> String {
-    let tools = tools::folder().map_or_else(|_| String::new(), |tools| format!(":{}", tools.display()));
+    let tools = tools::folder().map_or_else(String::new, |tools| format!(":{}", tools.display()));
     env::var("PATH").unwrap_or_default() + MORE_PATH + &tools
 }
 
