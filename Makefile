@@ -52,7 +52,11 @@ CHAOS := cargo run --release --locked --package chaos-tests --
 chaos: ## The fault checks in full, on the release build; takes about forty minutes
 	cargo build --release --workspace --locked
 	$(CHAOS) kill-leader --times 20
+	$(CHAOS) handover --times 20
 	$(CHAOS) kill-all --times 20
+	$(CHAOS) grow
+	$(CHAOS) lost-disk
+	$(CHAOS) zones
 	$(CHAOS) catch-up
 	$(CHAOS) big-blob
 	$(CHAOS) no-quorum

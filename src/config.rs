@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args as _, FromArgMatches as _};
+use flotilla_raft::WEIGHT_MAX;
 use serde::Serialize;
 
 pub(crate) use sources::{Flags, Origin, Refused};
@@ -75,6 +76,24 @@ pub(crate) struct Config {
     /// `replicas` or of `initial_cluster_size`, whichever is smaller
     #[arg(long, value_name = "COPIES", value_parser = voters())]
     pub(crate) min_copies: usize,
+
+    /// What fails together with this node, such as eu-1a: copies of a blob lie in zones apart; default: nothing
+    #[arg(long, value_name = "NAME", default_value = "", value_parser = values::zone)]
+    pub(crate) zone: String,
+
+    /// How much of the blobs this node takes beside the others, 1 to 100
+    #[arg(long, value_name = "WEIGHT", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX)))]
+    pub(crate) weight: u32,
+
+    /// How fast this node fetches blobs that it should have and lacks, in bytes a second
+    #[arg(long, value_name = "SIZE", default_value = "100MiB", value_parser = values::size)]
+    #[serde(serialize_with = "values::write_size")]
+    pub(crate) repair_rate: ByteSize,
+
+    /// Within which time all files are compared with their digests, again and again
+    #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) scrub_period: Duration,
 
     /// Largest manifest accepted, 64MiB at most (it is held in memory)
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = values::size)]

@@ -79,6 +79,7 @@ fn described(routes: &mut ServiceConfig<'_>) {
     admission::api::configure(routes);
     oci::changes::configure(routes);
     oci::garbage::configure(routes);
+    oci::scrub::configure(routes);
     oci::settings::configure(routes);
 }
 

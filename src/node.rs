@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::admission::tls::Identity;
 use crate::admission::{Admission, first_policies, webhook};
-use crate::cluster::metrics::{Gauge, Shown};
+use crate::cluster::metrics::{Gauge, Register, Shown};
 use crate::cluster::operator::shown;
 use crate::cluster::{founding, peer};
 use crate::config::{AdmissionConfig, Config};
@@ -130,6 +130,7 @@ fn options(config: &Config, node_id: NodeId, cluster_id: Option<Uuid>) -> Option
         election_min: config.raft.election_min,
         election_max: config.raft.election_max,
         voters_max: config.raft.max_voters,
+        replicas: config.replicas,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -181,8 +182,10 @@ fn serve_clients(
         help: "When the webhooks' certificate ends, in seconds since the Unix epoch",
         read: Box::new(move || tls.ends_at()),
     }));
-    let counted = admission.metrics.clone();
-    let shown = web::Data::new(Shown { gauges, more: vec![Box::new(move |registry| counted.register(registry))] });
+    let (counted, scrubbing) = (admission.metrics.clone(), replication.clone());
+    let reviews: Register = Box::new(move |registry| counted.register(registry));
+    let scrubs: Register = Box::new(move |registry| scrubbing.scrub().register(registry));
+    let shown = web::Data::new(Shown { gauges, more: vec![reviews, scrubs] });
     let oci = web::Data::new(oci);
     let admission = admission.clone();
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
@@ -264,6 +267,10 @@ async fn start(consensus: Consensus, replication: Replication, readiness: Readin
         tracing::error!(reason = format!("{problem:#}"), "the cluster's id cannot be written down");
     }
     replication.start();
+    {
+        let (consensus, config) = (consensus.clone(), config.clone());
+        tokio::spawn(async move { founding::take_seat(&consensus, &config).await });
+    }
     let began = Instant::now();
     loop {
         if consensus.read_barrier().await.is_ok() {

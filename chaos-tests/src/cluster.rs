@@ -39,11 +39,20 @@ pub struct Options {
     pub ready_within: Duration,
     /// Whether the nodes serve webhooks.
     pub webhooks: bool,
+    /// The zone of each node, where they are in zones.
+    pub zones: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, extra_args: Vec::new(), binary: None, ready_within: Duration::from_secs(60), webhooks: false }
+        Self {
+            nodes: 3,
+            extra_args: Vec::new(),
+            binary: None,
+            ready_within: Duration::from_secs(60),
+            webhooks: false,
+            zones: Vec::new(),
+        }
     }
 }
 
@@ -148,7 +157,9 @@ impl Cluster {
                     let identity = ["--admission-tls-cert".to_owned(), cert, "--admission-tls-key".to_owned(), key];
                     [&listen[..], &identity].concat()
                 });
-                plan.node(index, *port, *peer_port, more)
+                let zone =
+                    options.zones.get(index).map_or_else(Vec::new, |zone| vec!["--zone".to_owned(), zone.clone()]);
+                plan.node(index, *port, *peer_port, [more, zone].concat())
             })
             .collect();
         let webhooks = webhooks.map(|files| (files, webhook_listen.to_vec()));
@@ -271,6 +282,20 @@ impl Cluster {
             .with_context(|| format!("/api/v1/cluster of {}: {}", node.name, reply.text()))
     }
 
+    /// Waits until these nodes, by the word of the first of them, have all blobs that they should have and no others.
+    pub async fn settled(&self, nodes: &[&Node], within: Duration) -> anyhow::Result<Status> {
+        let asked = nodes.first().context("a node to ask")?;
+        until_ok(within, "all blobs are where they belong", async || {
+            let status = self.status(asked).await?;
+            for node in nodes {
+                let member = status.member(&node.name).with_context(|| format!("{} is no member", node.name))?;
+                ensure!(member.blobs.as_ref().is_some_and(Held::is_settled), "{member:?}");
+            }
+            Ok(status)
+        })
+        .await
+    }
+
     /// The node that leads by the word of the living nodes; waits for an election.
     pub async fn leader(&self) -> anyhow::Result<&Node> {
         until_ok(Duration::from_secs(20), "a living leader", async || {
@@ -370,6 +395,18 @@ impl Node {
             .with_context(|| format!("{} {}", self.program.display(), self.arguments.join(" ")))?;
         *lock(&self.child) = Some(child);
         Ok(())
+    }
+
+    /// Loses its disk; it must not be running.
+    pub fn wipe(&self) -> anyhow::Result<()> {
+        ensure!(!self.alive(), "{} is running", self.name);
+        fs::remove_dir_all(&self.data_dir).with_context(|| format!("{}", self.data_dir.display()))
+    }
+
+    /// Where a blob's file lies on its disk, or would lie.
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').unwrap_or(("sha256", digest));
+        self.data_dir.join("blobs").join(algorithm).join(hex.get(..2).unwrap_or_default()).join(hex)
     }
 
     /// `kill -9`, and waits until the process is gone.
@@ -483,6 +520,8 @@ pub struct Named {
 /// One member of the cluster, as another (or itself) sees it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Member {
+    /// Its node id.
+    pub id: String,
     /// As given by `--name`.
     pub name: String,
     /// `leader`, `follower` or `learner`.
@@ -497,6 +536,8 @@ pub struct Member {
     pub lag: Option<u64>,
     /// Blob files that it should hold.
     pub blobs: Option<Held>,
+    /// Whether its blobs move to others.
+    pub draining: bool,
 }
 
 /// Counts of blob files.
@@ -504,8 +545,21 @@ pub struct Member {
 pub struct Held {
     /// Files that are there.
     pub held: u64,
+    /// Bytes of these.
+    pub held_bytes: u64,
     /// Files that should be there and are not.
     pub missing: u64,
+    /// Files that are there and belong to others.
+    pub surplus: u64,
+    /// Whether all were compared since nodes came or went.
+    pub compared: bool,
+}
+
+impl Held {
+    /// Whether everything is where it belongs.
+    pub fn is_settled(&self) -> bool {
+        self.compared && self.missing == 0 && self.surplus == 0
+    }
 }
 
 fn address(port: u16) -> String {

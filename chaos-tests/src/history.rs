@@ -77,6 +77,20 @@ impl History {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// One of the acknowledged puts, by chance.
+    pub fn any_acknowledged(&self, random: &mut impl rand::Rng) -> Option<Operation> {
+        let operations = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        // Most operations are puts or pulls of them: a few tries find one.
+        for _ in 0..20 {
+            let at = random.random_range(0..operations.len().max(1));
+            let found = operations.get(at).filter(|op| op.action == Action::Put && op.outcome == Outcome::Ok);
+            if found.is_some() {
+                return found.cloned();
+            }
+        }
+        None
+    }
+
     /// The acknowledged puts that ended in the span of time.
     pub fn acknowledged(&self, from: Duration, until: Duration) -> Vec<Operation> {
         self.operations

@@ -22,6 +22,22 @@ enum Scenario {
         #[arg(long, default_value_t = 20)]
         times: u32,
     },
+    /// SIGTERM to the leader during pushes: it hands over, and the median gap is under half a second.
+    Handover {
+        #[arg(long, default_value_t = 20)]
+        times: u32,
+    },
+    /// From three to five nodes and back under load: no failed pull, no lost push.
+    Grow,
+    /// A node loses its disk under load and is replaced by one command; all copies come back.
+    LostDisk,
+    /// Six nodes in three zones lose a whole zone: every blob can be read.
+    Zones,
+    /// A registry of a million tags (five for each manifest): start, snapshot, catch-up, memory, disk.
+    Million {
+        #[arg(long, default_value_t = 200_000)]
+        manifests: usize,
+    },
     /// Kill -9 all nodes at once during pushes: everything acknowledged is back within 10 s.
     KillAll {
         #[arg(long, default_value_t = 20)]
@@ -84,6 +100,11 @@ async fn main() -> ExitCode {
     println!("seed {seed}");
     let result = match arguments.scenario {
         Scenario::KillLeader { times } => scenarios::kill_leader(times, seed).await,
+        Scenario::Handover { times } => scenarios::handover(times, seed).await,
+        Scenario::Grow => scenarios::grow(seed).await,
+        Scenario::LostDisk => scenarios::lost_disk(seed).await,
+        Scenario::Zones => scenarios::zones(seed).await,
+        Scenario::Million { manifests } => scenarios::million(manifests, seed).await,
         Scenario::KillAll { times } => scenarios::kill_all(times, seed).await,
         Scenario::CatchUp { writes, snapshot_every, keep } => {
             scenarios::catch_up(CatchUp { writes, snapshot_every, keep }, seed).await

@@ -132,6 +132,22 @@ pub enum Command {
     },
     /// Puts the first image policies, all of them or none: nothing happens where there ever was one.
     FoundPolicies(Vec<(PolicyName, String)>),
+    /// Says where blobs are placed by a member: what its own configuration says.
+    PlaceNode {
+        /// The member.
+        node: NodeId,
+        /// Its zone, of at most [`crate::member::ZONE_MAX`] bytes.
+        zone: String,
+        /// Its weight.
+        weight: u32,
+    },
+    /// Begins or ends the draining of a member.
+    DrainNode {
+        /// The member.
+        node: NodeId,
+        /// Whether it is drained from now on.
+        draining: bool,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -176,6 +192,8 @@ impl Command {
             Self::CollectUntagged { .. } => "collect-untagged",
             Self::ChangePolicy { .. } => "change-policy",
             Self::FoundPolicies(_) => "found-policies",
+            Self::PlaceNode { .. } => "place-node",
+            Self::DrainNode { .. } => "drain-node",
         }
     }
 
@@ -201,7 +219,7 @@ pub enum Body {
     File {
         /// The nodes that promised the bytes.
         holders: Vec<NodeId>,
-        /// How many of the holders must still be members when the command is applied.
+        /// How many of the holders must still be members, and not drained, when the command is applied.
         min_copies: u32,
         /// The lowest index that one of the holders had applied when it promised the bytes.
         promised: u64,
@@ -302,8 +320,8 @@ pub enum Refusal {
     /// The manifest names content that the repository does not hold; all of it is listed.
     #[error("manifest names content that the repository does not hold")]
     ContentMissing(Vec<Digest>),
-    /// Fewer than `min_copies` of the holders are members: copy again and propose again.
-    #[error("too few of the nodes that hold the bytes are members")]
+    /// Fewer than `min_copies` of the holders are members that are not drained: copy again and propose again.
+    #[error("too few of the nodes that hold the bytes are members that stay")]
     HoldersGone,
     /// The bytes may have been collected since their holders promised them: ask the holders and propose again.
     #[error("the bytes may have been collected meanwhile")]
@@ -369,4 +387,16 @@ pub enum Refusal {
         /// How many there may be.
         limit: u32,
     },
+    /// No member has this id.
+    #[error("there is no such member")]
+    NodeUnknown,
+    /// Nodes are drained one at a time.
+    #[error("node {node:012x} is being drained: one at a time")]
+    OtherDraining {
+        /// The one that is.
+        node: NodeId,
+    },
+    /// All members would be drained.
+    #[error("no other member could take its blobs")]
+    NobodyRemains,
 }

@@ -5,23 +5,24 @@ mod writes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flotilla_storage::{MetadataStore, StorageError};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::RwLock;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, broadcast, watch};
 use uuid::Uuid;
 
+pub use crate::network::BlobCounts;
 pub use crate::state_store::AppliedBlob;
 
 use crate::forwarding::Forwarding;
 use crate::liveness::{Liveness, now_ms};
 use crate::log_store::LogStore;
 use crate::member::{Member, NodeId, NodeRecord};
-use crate::network::{CallError, Identity, Network, PeerClient, Pong};
+use crate::network::{CallError, Identity, Network, PeerClient, Pong, Receiving};
 use crate::promises::Promises;
 use crate::read_gate::ReadGate;
 use crate::recognition::Candidate;
@@ -70,6 +71,8 @@ pub struct Options {
     pub election_max: Duration,
     /// The most voters; learners beyond that stay learners.
     pub voters_max: usize,
+    /// How many nodes keep a blob where no rule of the settings says so.
+    pub replicas: usize,
     /// The version of the program, for the other nodes to see.
     pub version: String,
 }
@@ -151,8 +154,10 @@ struct Inner {
     client: PeerClient,
     /// Gone once this node is stopping.
     queues: RwLock<Option<Queues>>,
-    receiving: Mutex<()>,
-    blobs: [AtomicU64; 2],
+    receiving: Mutex<Receiving>,
+    blobs: parking_lot::Mutex<BlobCounts>,
+    /// Why this node must not take part any more.
+    dismissed: watch::Sender<Option<String>>,
 }
 
 /// Where requests wait for one that carries them all to the leader.
@@ -206,13 +211,15 @@ impl Consensus {
             liveness,
             client,
             queues: RwLock::new(None),
-            receiving: Mutex::new(()),
-            blobs: Default::default(),
+            receiving: Mutex::default(),
+            blobs: parking_lot::Mutex::default(),
+            dismissed: watch::Sender::new(None),
         };
         let consensus = Self { inner: Arc::new(inner) };
         *consensus.inner.queues.write() = Some(consensus.queues());
         tokio::spawn(consensus.clone().snapshot_by_size());
         tokio::spawn(consensus.clone().keep_voters(consensus.inner.options.voters_max));
+        tokio::spawn(consensus.clone().notice_removal());
         Ok(consensus)
     }
 
@@ -317,14 +324,27 @@ impl Consensus {
         now_ms()
     }
 
-    /// What other nodes are told of this one's files: how many it has and how many it lacks.
-    pub fn set_blob_counts(&self, held: u64, missing: u64) {
-        self.inner.blobs[0].store(held, Ordering::Relaxed);
-        self.inner.blobs[1].store(missing, Ordering::Relaxed);
+    /// The log index at which the membership, or where blobs are placed, changed last.
+    pub fn layout_revision(&self) -> u64 {
+        self.inner.watches.progress.borrow().layout_revision
     }
 
-    /// Resolves when openraft has stopped, after an error of the storage for instance; says why.
+    /// What other nodes are told of this one's files.
+    pub fn set_blob_counts(&self, counts: BlobCounts) {
+        *self.inner.blobs.lock() = counts;
+    }
+
+    /// Resolves when this node cannot go on: openraft has stopped, after an error of the storage for instance, or the
+    /// others say that it is no member any more. Says why.
     pub async fn stopped(&self) -> String {
+        let mut dismissed = self.inner.dismissed.subscribe();
+        tokio::select! {
+            reason = self.raft_stopped() => reason,
+            Ok(reason) = dismissed.wait_for(Option::is_some) => reason.clone().unwrap_or_default(),
+        }
+    }
+
+    async fn raft_stopped(&self) -> String {
         let metrics = self.inner.raft.metrics();
         // Looked at now and then: the figures change several times with each entry, and who waits for each of these
         // changes is woken as often.
@@ -360,6 +380,30 @@ impl Consensus {
         }
     }
 
+    /// How far the clock of a reachable member is from this node's, in milliseconds, about.
+    pub fn clock_off_ms(&self, id: NodeId) -> Option<u64> {
+        self.inner.liveness.clock_off_ms(id)
+    }
+
+    /// How many nodes keep a blob where no rule of the settings says so.
+    pub fn replicas(&self) -> usize {
+        self.inner.options.replicas
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    /// This node must not take part any more, for this reason.
+    pub(crate) fn dismiss(&self, reason: String) {
+        self.inner.dismissed.send_replace(Some(reason));
+    }
+
+    /// Whether openraft has ended its work.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.inner.raft.metrics().borrow_watched().running_state.is_err()
+    }
+
     pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateStore> {
         &self.inner.raft
     }
@@ -372,18 +416,16 @@ impl Consensus {
         &self.inner.metadata
     }
 
-    pub(crate) fn receiving(&self) -> &Mutex<()> {
+    pub(crate) fn receiving(&self) -> &Mutex<Receiving> {
         &self.inner.receiving
     }
 
     pub(crate) fn pong(&self) -> Pong {
-        let [held, missing] = [0, 1].map(|which: usize| self.inner.blobs[which].load(Ordering::Relaxed));
         Pong {
             id: self.node_id(),
             applied_index: self.applied_index(),
             version: self.inner.options.version.clone(),
-            blobs_held: held,
-            blobs_missing: missing,
+            blobs: *self.inner.blobs.lock(),
             time_ms: now_ms(),
         }
     }
@@ -392,7 +434,13 @@ impl Consensus {
     pub fn identity(&self) -> Identity {
         // An unreadable row stops the node when it is applied over; here it only hides the cluster's id.
         let cluster_id = self.inner.registry.cluster_id().ok().flatten();
-        Identity { id: self.node_id(), record: self.inner.options.record.clone(), cluster_id, empty: self.is_empty() }
+        Identity {
+            id: self.node_id(),
+            record: self.inner.options.record.clone(),
+            cluster_id,
+            empty: self.is_empty(),
+            time_ms: now_ms(),
+        }
     }
 }
 
@@ -418,6 +466,9 @@ impl Consensus {
             };
             if ended {
                 return;
+            }
+            if let Ok(mut receiving) = self.inner.receiving.try_lock() {
+                receiving.forget_broken();
             }
             let bytes = self.inner.log.size_bytes();
             if snapshot != last_snapshot || bytes < last_bytes {

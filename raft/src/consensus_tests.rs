@@ -23,6 +23,7 @@ async fn start(dir: &Path) -> Consensus {
         peers: Vec::new(),
         cluster_id: None,
         voters_max: 5,
+        replicas: 3,
         version: "test".into(),
     };
     Consensus::start(options).await.expect("starts")

@@ -28,6 +28,7 @@ mod recognition;
 mod records;
 pub mod registry;
 pub mod registry_host;
+mod replacement;
 mod row_cache;
 pub mod settings;
 mod snapshot;
@@ -42,13 +43,14 @@ pub mod wire;
 mod wire_tests;
 
 pub use command::{Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
-pub use consensus::{AppliedBlob, Consensus, Options, ProposeError, RaftStatus, ReadError};
-pub use member::{Member, NodeId, NodeRecord};
-pub use membership::RemoveError;
+pub use consensus::{AppliedBlob, BlobCounts, Consensus, Options, ProposeError, RaftStatus, ReadError};
+pub use member::{Member, NodeId, NodeRecord, Seat, WEIGHT_MAX, ZONE_MAX};
+pub use membership::{Removal, RemoveError};
 pub use names::{InvalidName, PolicyName, RepositoryName, Tag};
 pub use promises::{Pin, Promises};
 pub use records::{
     Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
     SettingsRecord, TagRecord, TagVersion,
 };
-pub use registry::{Holding, Registry, Whereabouts};
+pub use registry::{Holding, Registry, Replicas, Whereabouts};
+pub use replacement::replaced_by;

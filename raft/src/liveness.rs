@@ -23,7 +23,7 @@ const SILENCE_MAX: Duration = Duration::from_millis(1250);
 const PING_LIMIT: Duration = Duration::from_millis(1000);
 
 /// Clocks that are further apart than this do not agree.
-const CLOCK_MAX_MS: u64 = 5000;
+pub(crate) const CLOCK_MAX_MS: u64 = 5000;
 
 /// What is known of the other members.
 #[derive(Clone)]
@@ -100,6 +100,11 @@ impl Liveness {
         let voters = members.iter().filter(|member| member.voter);
         let (all, close) = voters.fold((0, 0), |(all, close), voter| (all + 1, close + usize::from(agrees(voter))));
         close > all / 2
+    }
+
+    /// How far a reachable node's clock is from ours, in milliseconds, about.
+    pub(crate) fn clock_off_ms(&self, id: NodeId) -> Option<u64> {
+        self.reachable(id).then(|| self.shared.seen.lock().get(&id).map(|seen| seen.clock_ms)).flatten()
     }
 
     fn heard(&self, id: NodeId, answer: Result<Pong, CallError>) {

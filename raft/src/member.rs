@@ -26,4 +26,29 @@ pub struct Member {
     pub record: NodeRecord,
     /// False for a learner.
     pub voter: bool,
+    /// Where blobs are placed by it.
+    pub seat: Seat,
+}
+
+/// A member's place in the layout by which blobs are spread over the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// What fails together with this node, such as `eu-1a`: copies of a blob are kept apart. Empty: nothing does.
+    pub zone: String,
+    /// How much it takes beside the others, 1 to [`WEIGHT_MAX`].
+    pub weight: u32,
+    /// Its blobs move to others, and no copy on it counts.
+    pub draining: bool,
+}
+
+/// The largest weight of a node.
+pub const WEIGHT_MAX: u32 = 100;
+
+/// The longest name of a zone, in bytes.
+pub const ZONE_MAX: usize = 63;
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self { zone: String::new(), weight: 1, draining: false }
+    }
 }

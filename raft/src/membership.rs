@@ -6,10 +6,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::Command;
 use crate::consensus::{Consensus, ProposeError};
+use crate::liveness::{CLOCK_MAX_MS, now_ms};
 use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{Call, CallError, Identity, JoinReply, Pong, RemoveReply};
 
@@ -24,6 +26,20 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a member may take to say that it is there.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How a member is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Removal {
+    /// Only where nothing is lost.
+    Safe,
+    /// Although copies of blobs may be lost.
+    Force,
+    /// Its disk is gone: this node, which has its name, takes its place.
+    Replaced {
+        /// The newcomer.
+        by: NodeId,
+    },
+}
 
 /// How often another leader is asked, and the pause before.
 const LEADERS_ASKED: usize = 20;
@@ -102,7 +118,11 @@ impl Consensus {
                 }));
             }
         }
-        if let Err(problem) = self.dial_back(id, &record).await {
+        let checked = async {
+            self.dial_back(id, &record).await?;
+            self.name_is_free(&record.name).await
+        };
+        if let Err(problem) = checked.await {
             tracing::warn!(
                 name = record.name,
                 peer_address = record.peer_address,
@@ -123,13 +143,29 @@ impl Consensus {
     async fn dial_back(&self, id: NodeId, record: &NodeRecord) -> Result<(), String> {
         let address = &record.peer_address;
         match self.identity_of(address, DIAL_LIMIT).await {
-            Ok(found) if found.id == id => Ok(()),
+            Ok(found) if found.id == id => match found.time_ms.abs_diff(now_ms()) {
+                off_ms @ CLOCK_MAX_MS.. => Err(format!("its clock is {} s off: set it right", off_ms / 1000)),
+                _ => Ok(()),
+            },
             Ok(found) => Err(format!(
                 "at its `peer_advertise` {address} another node answers, {} ({:012x})",
                 found.record.name, found.id
             )),
             Err(problem) => Err(format!("it does not answer at its `peer_advertise` {address}: {problem}")),
         }
+    }
+
+    /// Whether no member that runs has this name: operators tell nodes apart by it.
+    async fn name_is_free(&self, name: &str) -> Result<(), String> {
+        for member in self.members().iter().filter(|member| member.record.name == name) {
+            if self.look_at(member).await.pong.is_some() {
+                return Err(format!(
+                    "a node called {name} runs already, {:012x}: give this one another name",
+                    member.id
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Changes the membership; members that lose their vote stay learners (openraft#1192).
@@ -141,16 +177,16 @@ impl Consensus {
     /// any more.
     ///
     /// # Errors
-    /// See [`RemoveError`]. With `force` nothing is refused but what would stop all writes.
-    pub async fn remove(&self, id: NodeId, force: bool) -> Result<(), RemoveError> {
+    /// See [`RemoveError`]. What would stop all writes is refused always.
+    pub async fn remove(&self, id: NodeId, how: Removal) -> Result<(), RemoveError> {
         let mut reason = "nobody leads".to_owned();
         for _ in 0..LEADERS_ASKED {
             let leader = self.leader().and_then(|leader| self.members().iter().find(|one| one.id == leader).cloned());
             let reply = match leader {
                 None => RemoveReply::NotLeader,
-                Some(leader) if leader.id == self.node_id() => self.remove_here(id, force).await,
+                Some(leader) if leader.id == self.node_id() => self.remove_here(id, how).await,
                 Some(leader) => {
-                    let (address, request) = (leader.record.peer_address, (id, force));
+                    let (address, request) = (leader.record.peer_address, (id, how));
                     let call = self.client().call(&address, Some(leader.id), Call::Remove, &request, REMOVE_LIMIT);
                     call.await.unwrap_or_else(|problem| {
                         reason = problem.to_string();
@@ -177,25 +213,28 @@ impl Consensus {
                 self.client().call::<_, Pong>(address, Some(member.id), Call::Ping, &(), LOOK_LIMIT).await.ok()
             }
         };
-        Seen { member, missing: pong.map(|pong| pong.blobs_missing) }
+        Seen { member, pong }
     }
 
     /// Removes a member, if this node leads. The leader itself hands over first, and its successor does it.
-    pub(crate) async fn remove_here(&self, id: NodeId, force: bool) -> RemoveReply {
+    pub(crate) async fn remove_here(&self, id: NodeId, how: Removal) -> RemoveReply {
         if self.leader() != Some(self.node_id()) {
             return RemoveReply::NotLeader;
         }
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
         let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
-        if let Some(refusal) = removal_refused(&seen, id, force) {
+        let rules = self.rules();
+        let copies_min =
+            rules.fewest_replicas().map_or(self.options().replicas, |rule| rule.min(self.options().replicas));
+        if let Some(refusal) = removal_refused(&seen, id, how, copies_min) {
             return RemoveReply::Refused(refusal);
         }
         if id == self.node_id() {
             self.hand_over().await;
             return RemoveReply::NotLeader;
         }
-        tracing::warn!(name = member.record.name, node_id = format!("{id:012x}"), force, "removing a member");
+        tracing::warn!(name = member.record.name, node_id = format!("{id:012x}"), ?how, "removing a member");
         let ids = BTreeSet::from([id]);
         let removed = async {
             if member.voter {
@@ -240,7 +279,9 @@ impl Consensus {
             let matched = |id: &NodeId| matched.get(id).copied().flatten().map(|log_id| log_id.index);
             let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
             let others = voters.into_iter().filter(|id| *id != self.node_id() && self.reachable(*id));
-            best = others.max_by_key(matched);
+            let members = self.members();
+            let stays = |id: &NodeId| members.iter().any(|member| member.id == *id && !member.seat.draining);
+            best = others.max_by_key(|id| (stays(id), matched(id)));
             if best.as_ref().is_none_or(|best| matched(best) == metrics.last_log_index) {
                 break;
             }
@@ -253,16 +294,15 @@ impl Consensus {
 /// A member as the leader sees it.
 struct Seen<'a> {
     member: &'a Member,
-    /// How many blobs it lacks; `None` where it does not answer.
-    missing: Option<u64>,
+    /// Its word about itself; `None` where it does not answer.
+    pong: Option<Pong>,
 }
 
-/// Why a member must not be removed now.
-fn removal_refused(members: &[Seen<'_>], id: NodeId, force: bool) -> Option<String> {
+/// Why a member must not be removed now; `copies_min` is the lowest number of copies that any blob has.
+fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: usize) -> Option<String> {
     let remain: Vec<&Seen<'_>> = members.iter().filter(|seen| seen.member.id != id).collect();
     let voters = remain.iter().filter(|seen| seen.member.voter);
-    let (all, answer) =
-        voters.fold((0, 0), |(all, answer), seen| (all + 1, answer + usize::from(seen.missing.is_some())));
+    let (all, answer) = voters.fold((0, 0), |(all, answer), seen| (all + 1, answer + usize::from(seen.pong.is_some())));
     if all == 0 {
         return Some("it is the last voter: there would be no cluster".into());
     }
@@ -271,12 +311,33 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, force: bool) -> Option<Stri
             "of the {all} voters that remain only {answer} answer: nothing could be written any more"
         ));
     }
-    if force {
-        return None;
+    let leaving = members.iter().find(|seen| seen.member.id == id)?;
+    let blobs_of = |pong: &Pong| pong.blobs.surplus + pong.blobs.alone;
+    match (how, &leaving.pong) {
+        (Removal::Force, _) => return None,
+        (Removal::Replaced { .. }, Some(_)) => {
+            return Some("it answers, so its disk is not lost: decommission it instead".into());
+        }
+        (Removal::Replaced { by }, None) => {
+            let newcomer = remain.iter().find(|seen| seen.member.id == by && seen.pong.is_some());
+            return newcomer.is_none().then(|| format!("{by:012x}, which is to take its place, does not answer"));
+        }
+        (Removal::Safe, Some(pong)) if blobs_of(pong) > 0 => {
+            return Some(format!(
+                "it holds {} blobs that may be nowhere else: decommission it instead",
+                blobs_of(pong)
+            ));
+        }
+        (Removal::Safe, None) if copies_min < 2 => {
+            return Some(
+                "it does not answer, and some blobs have one copy alone, which it may hold; or force it".into(),
+            );
+        }
+        (Removal::Safe, _) => {}
     }
     remain.iter().find_map(|seen| {
         let name = &seen.member.record.name;
-        match seen.missing {
+        match seen.pong.as_ref().map(|pong| pong.blobs.missing) {
             Some(0) => None,
             Some(missing) => {
                 Some(format!("{name} lacks {missing} blobs, of which this may be the last copy; wait, or force it"))
@@ -291,13 +352,28 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, force: bool) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::member::Seat;
+    use crate::network::BlobCounts;
 
     fn refusal(missing: &[Option<u64>], id: NodeId, force: bool) -> Option<String> {
+        refused(missing, id, if force { Removal::Force } else { Removal::Safe }, 2)
+    }
+
+    fn refused(missing: &[Option<u64>], id: NodeId, how: Removal, copies_min: usize) -> Option<String> {
         let record = |id: u64| NodeRecord { name: format!("n{id}"), ..NodeRecord::default() };
-        let members: Vec<Member> =
-            (1..=missing.len() as u64).map(|id| Member { id, record: record(id), voter: id < 4 }).collect();
-        let seen = members.iter().zip(missing).map(|(member, missing)| Seen { member, missing: *missing });
-        removal_refused(&seen.collect::<Vec<_>>(), id, force)
+        let members: Vec<Member> = (1..=missing.len() as u64)
+            .map(|id| Member { id, record: record(id), voter: id < 4, seat: Seat::default() })
+            .collect();
+        let pong = |missing: u64| Pong {
+            id: 1,
+            applied_index: 1,
+            version: String::new(),
+            // The thousands are what it alone may have.
+            blobs: BlobCounts { missing: missing % 1000, surplus: missing / 1000, ..BlobCounts::default() },
+            time_ms: 0,
+        };
+        let seen = members.iter().zip(missing).map(|(member, missing)| Seen { member, pong: missing.map(pong) });
+        removal_refused(&seen.collect::<Vec<_>>(), id, how, copies_min)
     }
 
     #[test]
@@ -314,6 +390,14 @@ mod tests {
         says(&[Some(0), Some(4), Some(0)], 3, false, "n2 lacks 4 blobs");
         assert_eq!(refusal(&[Some(0), Some(4), Some(0)], 3, true), None);
         says(&[Some(0), Some(0), Some(0), None], 3, false, "n4 does not answer");
+        says(&[Some(0), Some(0), Some(0), Some(2000)], 4, false, "it holds 2 blobs");
+        assert!(refused(&[Some(0), Some(0), None], 3, Removal::Safe, 1).is_some_and(|text| text.contains("one copy")));
+        let by_4 = Removal::Replaced { by: 4 };
+        assert_eq!(refused(&[Some(0), Some(0), None, Some(9)], 3, by_4, 1), None);
+        assert!(
+            refused(&[Some(0), Some(0), Some(0), Some(9)], 3, by_4, 3).is_some_and(|text| text.contains("answers"))
+        );
+        assert!(refused(&[Some(0), Some(0), None, None], 3, by_4, 3).is_some_and(|text| text.contains("000000000004")));
         // A learner that never came, as the one of case C43.
         assert_eq!(refusal(&[Some(0), Some(0), Some(0), None], 4, false), None);
     }

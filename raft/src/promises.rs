@@ -5,7 +5,7 @@
 //! made after it, it must hold, so it takes the doom off. Who is about to promise asks here first and looks at the
 //! disk then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use flotilla_storage::Digest;
@@ -26,6 +26,8 @@ struct Inner {
     replayed: u64,
     doomed: HashMap<Digest, u64>,
     pinned: HashMap<Digest, usize>,
+    /// Named files that do not belong here, while the nodes to which they belong are asked whether they have them.
+    leaving: HashSet<Digest>,
 }
 
 /// Keeps a file from being removed, doomed or not, as long as it lives: its bytes are needed for more copies.
@@ -44,14 +46,14 @@ impl Promises {
     pub fn promise(&self, digest: &Digest) -> u64 {
         let mut inner = self.inner.lock();
         // Every doom is of an applied entry by the time this index can be seen.
-        inner.doomed.remove(digest);
+        inner.kept(digest);
         inner.applied
     }
 
     /// As [`Promises::promise`], and keeps the file while the pin lives.
     pub fn pin(&self, digest: &Digest) -> (u64, Pin) {
         let mut inner = self.inner.lock();
-        inner.doomed.remove(digest);
+        inner.kept(digest);
         *inner.pinned.entry(*digest).or_default() += 1;
         (inner.applied, Pin { promises: self.clone(), digest: *digest })
     }
@@ -65,9 +67,7 @@ impl Promises {
                     inner.doomed.insert(digest, index);
                 }
                 File::Collected { .. } => {}
-                File::Named { digest } => {
-                    inner.doomed.remove(&digest);
-                }
+                File::Named { digest } => inner.kept(&digest),
             }
         }
         inner.applied = index;
@@ -77,7 +77,26 @@ impl Promises {
     pub(crate) fn replaced(&self, index: u64) {
         let mut inner = self.inner.lock();
         inner.doomed.clear();
+        inner.leaving.clear();
         inner.applied = index;
+    }
+
+    /// A file that does not belong here is about to leave: others are asked now whether they have it.
+    pub fn leave(&self, digest: &Digest) {
+        self.inner.lock().leaving.insert(*digest);
+    }
+
+    /// Removes a leaving file by `remove`, unless it was promised since [`Promises::leave`]. `None` where it was, or is
+    /// pinned, or `may_go` says no.
+    pub fn remove_leaving<T>(
+        &self,
+        digest: &Digest,
+        may_go: impl FnOnce() -> bool,
+        remove: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let mut inner = self.inner.lock();
+        let leaves = inner.leaving.remove(digest) && !inner.pinned.contains_key(digest) && may_go();
+        leaves.then(remove)
     }
 
     /// Files to remove, some.
@@ -91,6 +110,13 @@ impl Promises {
         inner.doomed.remove(digest)?;
         // Under the lock: who promises the bytes after this looks at a disk from which they are gone.
         (!inner.pinned.contains_key(digest)).then(remove)
+    }
+}
+
+impl Inner {
+    fn kept(&mut self, digest: &Digest) {
+        self.doomed.remove(digest);
+        self.leaving.remove(digest);
     }
 }
 
@@ -164,6 +190,25 @@ mod tests {
         promises.applied(6, collected(6));
         promises.applied(7, [File::Named { digest: digest() }]);
         assert!(promises.doomed(10).is_empty());
+    }
+
+    #[test]
+    fn a_leaving_file_stays_where_it_is_promised_meanwhile() {
+        let promises = Promises::default();
+        let gone = || promises.remove_leaving(&digest(), || true, || ()).is_some();
+        assert!(!gone());
+        promises.leave(&digest());
+        assert!(gone());
+        promises.leave(&digest());
+        promises.promise(&digest());
+        assert!(!gone());
+        promises.leave(&digest());
+        let pin = promises.pin(&digest());
+        promises.leave(&digest());
+        assert!(!gone());
+        drop(pin);
+        promises.leave(&digest());
+        assert_eq!(promises.remove_leaving(&digest(), || false, || ()), None);
     }
 
     #[test]

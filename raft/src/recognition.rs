@@ -2,12 +2,13 @@
 //! another cluster, a copy of one that is in use, and that of a removed node must not vote (case C44).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::consensus::Consensus;
 use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{Call, Identity, PeerClient};
 
@@ -94,6 +95,48 @@ impl Candidate<'_> {
                 self.id
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+/// How often a node that hears of no majority asks whether it is a member still, and how long it hears of none first.
+const ASK_EACH: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(5);
+
+impl Consensus {
+    /// Ends this node once it was removed while it ran. The entry that removes it may never reach it: the leader stops
+    /// sending to who is no member.
+    pub(crate) async fn notice_removal(self) {
+        let mut ticks = tokio::time::interval(ASK_EACH);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut was_member, mut silent_since) = (false, None::<Instant>);
+        while !self.has_ended() {
+            ticks.tick().await;
+            let members = self.members();
+            let is_member = members.iter().any(|member| member.id == self.node_id());
+            if was_member && !is_member {
+                self.dismiss(format!("node {:012x} was removed from the cluster", self.node_id()));
+                return;
+            }
+            was_member = is_member;
+            if !is_member || (self.quorum_reachable() && self.leader().is_some()) {
+                silent_since = None;
+                continue;
+            }
+            if silent_since.get_or_insert_with(Instant::now).elapsed() < SILENCE {
+                continue;
+            }
+            let candidate = Candidate {
+                id: self.node_id(),
+                record: self.record(),
+                cluster_id: self.identity().cluster_id,
+                last_index: self.applied_index(),
+                members: &members,
+            };
+            if let Err(reason) = candidate.be_recognised(&self.options().peers, self.client()).await {
+                self.dismiss(reason);
+                return;
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod garbage;
 mod past;
+mod replicas;
 
 use bytes::Bytes;
 use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
@@ -14,6 +15,7 @@ use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
 
 pub use garbage::{Holding, Whereabouts};
+pub use replicas::Replicas;
 
 /// A page of the digests that state keeps as files.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,9 @@ use crate::registry_host;
 /// The largest document, in bytes.
 pub const DOCUMENT_MAX: usize = 256 << 10;
 
+/// The most copies of a blob.
+pub const REPLICAS_MAX: usize = 7;
+
 /// The most rules of one kind.
 const RULES_MAX: usize = 1000;
 
@@ -49,6 +52,13 @@ pub struct Settings {
     /// How long nothing must have named or touched a blob for it to be garbage, in seconds. A push has that long
     /// between a blob and the manifest that names it.
     pub garbage_grace_seconds: u64,
+    /// How many nodes keep the blobs of some repositories, in place of `replicas` of the nodes' configuration; the first
+    /// rule that matches counts. A blob that several repositories hold has the most of their copies.
+    #[serde(deserialize_with = "objects")]
+    pub replicas: Vec<ReplicasRule>,
+    /// Whether a node that comes back without its disk, under a new id and its old name, takes the place of the old id by
+    /// itself. Only where no two machines can have one name, as in a StatefulSet.
+    pub replace_lost_nodes: bool,
     /// What this registry is called in references to images: `host` or `host:port`.
     pub registry_names: Vec<String>,
     /// Other registries' images that this one holds copies of, for the mirrors that nodes pull through; the first that
@@ -67,11 +77,23 @@ impl Default for Settings {
             collect_untagged: Vec::new(),
             history_seconds: HISTORY_SECONDS,
             garbage_grace_seconds: GARBAGE_GRACE_SECONDS,
+            replicas: Vec::new(),
+            replace_lost_nodes: false,
             registry_names: Vec::new(),
             aliases: Vec::new(),
             workloads: BTreeMap::new(),
         }
     }
+}
+
+/// How many nodes keep the blobs of some repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicasRule {
+    /// The repositories, as a glob.
+    pub repositories: String,
+    /// Copies, 1 to [`REPLICAS_MAX`]. A majority of them is durable before a push is acknowledged.
+    pub replicas: usize,
 }
 
 /// Where this registry has the images of another.
@@ -144,6 +166,8 @@ pub struct Rules {
     garbage_grace_ms: u64,
     since_ms: u64,
     revision: u64,
+    replicas: Vec<(GlobMatcher, usize)>,
+    replace_lost_nodes: bool,
     registry_names: BTreeSet<String>,
     /// Prefixes that end with a slash.
     aliases: Vec<(String, String)>,
@@ -160,6 +184,8 @@ impl Default for Rules {
             garbage_grace_ms: GARBAGE_GRACE_SECONDS * 1000,
             since_ms: 0,
             revision: 0,
+            replicas: Vec::new(),
+            replace_lost_nodes: false,
             registry_names: BTreeSet::new(),
             aliases: Vec::new(),
             workloads: BTreeMap::new(),
@@ -182,6 +208,7 @@ impl Rules {
             (settings.immutable_tags.len(), RULES_MAX, "immutable_tags"),
             (settings.missing_content.len(), RULES_MAX, "missing_content"),
             (settings.collect_untagged.len(), RULES_MAX, "collect_untagged"),
+            (settings.replicas.len(), RULES_MAX, "replicas"),
             (settings.registry_names.len(), REGISTRY_NAMES_MAX, "registry_names"),
             (settings.aliases.len(), RULES_MAX, "aliases"),
             (settings.workloads.len(), RULES_MAX, "workloads"),
@@ -196,6 +223,8 @@ impl Rules {
             immutable_tags: numbered("immutable_tags", settings.immutable_tags, immutable_tags)?,
             missing_content: numbered("missing_content", settings.missing_content, missing_content)?,
             collect_untagged: numbered("collect_untagged", settings.collect_untagged, collect_untagged)?,
+            replicas: numbered("replicas", settings.replicas, replicas)?,
+            replace_lost_nodes: settings.replace_lost_nodes,
             registry_names: numbered("registry_names", settings.registry_names, registry_name)?.into_iter().collect(),
             aliases: numbered("aliases", settings.aliases, alias)?,
             workloads: settings.workloads.into_iter().map(workload).collect::<Result<_, _>>()?,
@@ -274,6 +303,27 @@ impl Rules {
         self.immutable_tags.iter().find(matches).map(|(name, _, _)| name.as_str())
     }
 
+    /// How many nodes keep the blobs of a repository, where a rule says so.
+    pub fn replicas(&self, repository: &RepositoryName) -> Option<usize> {
+        let found = self.replicas.iter().find(|(repositories, _)| repositories.is_match(repository.as_str()));
+        found.map(|(_, replicas)| *replicas)
+    }
+
+    /// Whether any rule says how many nodes keep blobs.
+    pub fn sets_replicas(&self) -> bool {
+        !self.replicas.is_empty()
+    }
+
+    /// The fewest copies that any rule wants.
+    pub fn fewest_replicas(&self) -> Option<usize> {
+        self.replicas.iter().map(|(_, replicas)| *replicas).min()
+    }
+
+    /// Whether a node that comes back without its disk takes the place of its old id by itself.
+    pub fn replaces_lost_nodes(&self) -> bool {
+        self.replace_lost_nodes
+    }
+
     /// What manifests of a repository may name without its being there.
     pub(crate) fn missing_content(&self, repository: &RepositoryName) -> MissingContent {
         let found = self.missing_content.iter().find(|(repositories, _)| repositories.is_match(repository.as_str()));
@@ -311,6 +361,13 @@ fn immutable_tags(place: &str, rule: ImmutableTags) -> Result<(String, GlobMatch
 
 fn missing_content(place: &str, rule: MissingContentRule) -> Result<(GlobMatcher, MissingContent), InvalidSettings> {
     Ok((compiled(place, "repositories", &rule.repositories)?, rule.mode))
+}
+
+fn replicas(place: &str, rule: ReplicasRule) -> Result<(GlobMatcher, usize), InvalidSettings> {
+    match (1..=REPLICAS_MAX).contains(&rule.replicas) {
+        true => Ok((compiled(place, "repositories", &rule.repositories)?, rule.replicas)),
+        false => Err(InvalidSettings(format!("{place}.replicas: must be 1 to {REPLICAS_MAX}"))),
+    }
 }
 
 fn collect_untagged(place: &str, rule: CollectUntagged) -> Result<(GlobMatcher, u64), InvalidSettings> {
@@ -398,6 +455,7 @@ mod tests {
     fn rules_are_found_by_repository_and_tag() {
         let rules = Rules::parse(
             r#"{"immutable_tags":[{"name":"releases","repositories":"prod/**","tags":"v*"}],
+                "replicas":[{"repositories":"mirror/**","replicas":1},{"repositories":"**/kept","replicas":5}],
                 "missing_content":[{"repositories":"mirror/one/**","mode":"children"},{"repositories":"mirror/**","mode":"all"}]}"#,
         )
         .expect("valid");
@@ -408,6 +466,8 @@ mod tests {
         assert_eq!(rules.immutable(&name("dev/a"), &tag("v1")), None);
         assert_eq!(rules.missing_content(&name("mirror/one/x")), MissingContent::Children);
         assert_eq!(rules.missing_content(&name("mirror/two")), MissingContent::All);
+        assert_eq!((rules.replicas(&name("mirror/kept")), rules.replicas(&name("a/kept"))), (Some(1), Some(5)));
+        assert_eq!(rules.replicas(&name("own")), None);
         assert_eq!(rules.missing_content(&name("own")), MissingContent::Reject);
     }
 
@@ -427,6 +487,7 @@ mod tests {
         assert!(reason(bad).starts_with("immutable_tags[0].tags: "), "{}", reason(bad));
         assert!(reason(r#"{"immutable_tags":[{"name":" ","repositories":"a","tags":"b"}]}"#).contains("[0].name"));
         assert!(reason(r#"{"missing_content":[{"repositories":"a","mode":"some"}]}"#).contains("some"));
+        assert!(reason(r#"{"replicas":[{"repositories":"a","replicas":8}]}"#).starts_with("replicas[0].replicas: "));
         assert!(reason(r#"{"garbage_grace_seconds":0}"#).starts_with("garbage_grace_seconds: "));
     }
 }

@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::command::{Answer, Body, Command, Outcome, Proposal};
-use crate::member::{Member, NodeId};
+use crate::member::{Member, NodeId, NodeRecord};
+use crate::names::RepositoryName;
 use crate::promises::{File, Promises};
 use crate::row_cache::{Cached, RowCache};
 use crate::settings::Rules;
 use crate::snapshot::{Builder, Copy, Snapshot};
-use crate::state_machine::{self, Requests, State, StoredSettings, keys, long_rows};
+use crate::state_machine::{self, Layout, Requests, State, StoredSettings, keys, long_rows};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::{self, Kind};
 
@@ -48,6 +49,8 @@ pub enum AppliedBlob {
         digest: Digest,
         /// Bytes.
         size: u64,
+        /// How many copies the rules want, where one says so.
+        replicas: Option<usize>,
     },
     /// A command collected files; [`Promises`] says which.
     Collected,
@@ -62,6 +65,8 @@ pub(crate) struct Progress {
     pub(crate) index: u64,
     /// The membership in force.
     pub(crate) members: Arc<[Member]>,
+    /// The log index at which that, or where blobs are placed, changed last.
+    pub(crate) layout_revision: u64,
 }
 
 /// The row that says up to where the other rows go.
@@ -120,7 +125,7 @@ impl StateStore {
     pub(crate) fn open(dir: &Path) -> Result<(Self, MetadataStore, Watches), StorageError> {
         let store = MetadataStore::open(dir)?;
         let applied = load(&store)?;
-        let (progress, progress_seen) = watch::channel(progress_of(&applied));
+        let (progress, progress_seen) = watch::channel(progress_of(&applied, &Layout::load(&store)?));
         let (blobs, _) = broadcast::channel(4096);
         let (jobs, queue) = mpsc::channel(JOBS);
         let promises = Promises::default();
@@ -174,16 +179,24 @@ fn load(store: &MetadataStore) -> Result<AppliedRow, StorageError> {
     wire::decode(Kind::Row, &long_rows::join(&key, stored, |part| store.get(part))?)
 }
 
-fn progress_of(applied: &AppliedRow) -> Progress {
+fn progress_of(applied: &AppliedRow, layout: &Layout) -> Progress {
     let membership = applied.membership.membership();
     // While two majorities are needed, only who counts in both is relied on: a voter that is about to be one may not be it.
     let votes = |id: &NodeId| {
         let configs = membership.get_joint_config();
         !configs.is_empty() && configs.iter().all(|config| config.contains(id))
     };
-    let members =
-        membership.nodes().map(|(id, record)| Member { id: *id, record: record.clone(), voter: votes(id) }).collect();
-    Progress { index: applied.log_id.as_ref().map_or(0, |log_id| log_id.index), members }
+    let member = |(id, record): (&NodeId, &NodeRecord)| Member {
+        id: *id,
+        record: record.clone(),
+        voter: votes(id),
+        seat: layout.seat(*id),
+    };
+    Progress {
+        index: applied.log_id.as_ref().map_or(0, |log_id| log_id.index),
+        members: membership.nodes().map(member).collect(),
+        layout_revision: layout.revision,
+    }
 }
 
 /// The thread that applies.
@@ -237,7 +250,7 @@ impl Worker {
         let reader = Cached { store: &self.store, cache };
         let members = applied.membership.membership().nodes().map(|(id, _)| *id).collect();
         let rules = settings.rules(&reader)?;
-        let mut state = State::new(&reader, members, applied.time_ms, rules, requests);
+        let mut state = State::new(&reader, members, applied.time_ms, rules, Layout::load(&reader)?, requests);
         let mut answers = Vec::new();
         let (mut named, mut files) = (Vec::new(), Vec::new());
         for (entry, responder) in work {
@@ -246,7 +259,7 @@ impl Worker {
             let answer = match entry.payload {
                 EntryPayload::Blank => done_at(log_id.index),
                 EntryPayload::Membership(membership) => {
-                    state.set_members(membership.nodes().map(|(id, _)| *id).collect());
+                    state.set_members(membership.nodes().map(|(id, _)| *id).collect())?;
                     applied.membership = StoredMembership::new(Some(log_id), membership);
                     done_at(log_id.index)
                 }
@@ -256,7 +269,8 @@ impl Worker {
                     files.extend(collected.map(|(index, digest)| File::Collected { index, digest }));
                     if let Some((digest, size)) = file_of(&proposal).filter(|_| answer.result.is_ok()) {
                         files.push(File::Named { digest });
-                        named.push(AppliedBlob::Linked { digest, size });
+                        let replicas = repository_of(&proposal).and_then(|name| state.rules().replicas(name));
+                        named.push(AppliedBlob::Linked { digest, size, replicas });
                     }
                     answer
                 }
@@ -265,7 +279,7 @@ impl Worker {
             answers.extend(responder.map(|responder| (responder, answer)));
         }
         applied.time_ms = state.time_ms();
-        let rules = state.current_rules();
+        let (rules, layout) = (state.current_rules(), state.layout().clone());
         if files.iter().any(|file| matches!(file, File::Collected { .. })) {
             named.push(AppliedBlob::Collected);
         }
@@ -274,7 +288,7 @@ impl Worker {
         rows.extend(applied_rows.into_iter().map(|(key, value)| (key, Some(value))));
         self.store.write(&rows)?;
         cache.written(&rows);
-        let progress = progress_of(&applied);
+        let progress = progress_of(&applied, &layout);
         // Before anybody can see that these entries are applied: a promise with their index must know what they did.
         self.promises.applied(progress.index, files);
         self.rules.send_if_modified(|former| !Arc::ptr_eq(&std::mem::replace(former, rules.clone()), &rules));
@@ -313,6 +327,15 @@ fn file_of(proposal: &Proposal) -> Option<(Digest, u64)> {
     match &proposal.command {
         Command::LinkBlob { digest, size, body: Body::File { .. }, .. } => Some((*digest, *size)),
         Command::PutManifest(put) if matches!(put.body, Body::File { .. }) => Some((put.digest, put.size)),
+        _ => None,
+    }
+}
+
+/// The repository that a command puts something into, where it names a file.
+fn repository_of(proposal: &Proposal) -> Option<&RepositoryName> {
+    match &proposal.command {
+        Command::LinkBlob { repository, .. } => Some(repository),
+        Command::PutManifest(put) => Some(&put.repository),
         _ => None,
     }
 }
@@ -367,12 +390,11 @@ impl RaftStateMachine<TypeConfig> for StateStore {
             Copy::View(view) => copied(store.clone(), view).await?,
             Copy::State => return Err(io::Error::other("a snapshot without rows, of another state than this node's")),
         };
-        let applied = tokio::task::spawn_blocking(move || {
+        let installed = tokio::task::spawn_blocking(move || {
             work.finish()?;
-            load(&store)
-        })
-        .await
-        .map_err(io::Error::other)??;
+            Ok::<_, StorageError>((load(&store)?, Layout::load(&store)?))
+        });
+        let (applied, layout) = installed.await.map_err(io::Error::other)??;
         if applied.log_id != meta.last_log_id {
             return Err(StorageError::Corrupt {
                 what: format!("the snapshot's rows go to {:?}, its head says {:?}", applied.log_id, meta.last_log_id),
@@ -381,7 +403,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         }
         self.applied = applied;
         self.counters.installed.fetch_add(1, Ordering::Relaxed);
-        let progress = progress_of(&self.applied);
+        let progress = progress_of(&self.applied, &layout);
         self.promises.replaced(progress.index);
         let store = self.store.clone();
         let rules = tokio::task::spawn_blocking(move || StoredSettings::default().rules(&store));

@@ -10,6 +10,7 @@ use openraft::async_runtime::WatchReceiver;
 use crate::consensus::Consensus;
 use crate::member::{Member, NodeId};
 use crate::network::Pong;
+use crate::replacement::Lost;
 
 /// How often the leader looks.
 const LOOK_EACH: Duration = Duration::from_secs(1);
@@ -17,8 +18,11 @@ const LOOK_EACH: Duration = Duration::from_secs(1);
 /// How long a learner must have kept up.
 const KEPT_UP_FOR: Duration = Duration::from_secs(10);
 
+/// How often a leader that had better not lead tries to hand over.
+const HAND_OVER_EACH: Duration = Duration::from_secs(10);
+
 /// A node that is further behind does not keep up, in log entries.
-const LAG_MAX: u64 = 1000;
+pub(crate) const LAG_MAX: u64 = 1000;
 
 /// Fewer voters are never made of more: with one voter less than this, one disk may hold what was acknowledged.
 const VOTERS_KEPT: usize = 3;
@@ -58,40 +62,66 @@ fn next_step(members: &[Standing], leader: NodeId, voters_max: usize) -> Option<
 }
 
 /// Why a learner does not vote yet; `None` for one that keeps up.
-fn waits_for(pong: Option<&Pong>, commit_index: u64) -> Option<String> {
+fn waits_for(pong: Option<&Pong>, commit_index: u64, layout_revision: u64) -> Option<String> {
     let Some(pong) = pong else { return Some("it does not answer".into()) };
     let lag = commit_index.saturating_sub(pong.applied_index);
-    match (lag, pong.blobs_missing) {
+    match (lag, pong.blobs.missing) {
         (LAG_MAX.., _) => Some(format!("it is {lag} entries of the log behind")),
-        (_, 1..) => Some(format!("it lacks {} blobs", pong.blobs_missing)),
+        (_, missing @ 1..) => Some(format!("it lacks {missing} blobs")),
+        // What it lacks is known only once it has compared its files by this layout.
+        _ if pong.blobs.layout_revision < layout_revision => {
+            Some("it compares its blobs with what it should have".into())
+        }
         _ => None,
     }
 }
 
+fn may_hand_over(last: Option<Instant>) -> bool {
+    last.is_none_or(|at| at.elapsed() > HAND_OVER_EACH)
+}
+
 impl Consensus {
+    /// Why this node, which leads, had better not.
+    fn should_not_lead(&self) -> Option<&'static str> {
+        if self.members().iter().any(|member| member.id == self.node_id() && member.seat.draining) {
+            return Some("this node is drained");
+        }
+        // Its stamps would move the time of state on, and what depends on it.
+        (!self.clock_agrees()).then_some("this node's clock is far off those of the others")
+    }
+
     /// Why a member is no voter, in words for an operator; `None` for a voter.
     pub fn waits_for(&self, member: &Member) -> Option<String> {
         if member.voter {
             return None;
         }
-        let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index);
+        let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index, self.layout_revision());
         Some(waits.unwrap_or_else(|| "it keeps up; another learner is needed for an odd number of voters".into()))
     }
 
     /// Looks after who votes while this node leads, until it stops.
     pub(crate) async fn keep_voters(self, voters_max: usize) {
         let mut kept_up: BTreeMap<NodeId, Instant> = BTreeMap::new();
+        let (mut lost, mut handed_over) = (Lost::default(), None);
         let mut ticks = tokio::time::interval(LOOK_EACH);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if self.raft().metrics().borrow_watched().running_state.is_err() {
+            if self.has_ended() {
                 return;
             }
             if self.leader() != Some(self.node_id()) || !self.quorum_reachable() {
                 kept_up.clear();
+                lost.clear();
                 continue;
             }
+            if let Some(reason) = self.should_not_lead().filter(|_| may_hand_over(handed_over)) {
+                tracing::warn!("leadership is handed over: {reason}");
+                handed_over = Some(Instant::now());
+                self.hand_over().await;
+                continue;
+            }
+            self.replace_lost(&mut lost).await;
             if let Err(problem) = self.look_at_voters(&mut kept_up, voters_max).await {
                 tracing::warn!(error = %problem, "who votes could not be changed; it is tried again");
             }
@@ -109,7 +139,8 @@ impl Consensus {
             return self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await;
         }
         let (members, commit_index, now) = (self.members(), self.status().commit_index, Instant::now());
-        let keeps_up = |member: &&Member| waits_for(self.pong_of(member.id).as_ref(), commit_index).is_none();
+        let layout = self.layout_revision();
+        let keeps_up = |member: &&Member| waits_for(self.pong_of(member.id).as_ref(), commit_index, layout).is_none();
         let learners: BTreeSet<NodeId> =
             members.iter().filter(|member| !member.voter).filter(keeps_up).map(|member| member.id).collect();
         kept_up.retain(|id, _| learners.contains(id));
@@ -122,7 +153,8 @@ impl Consensus {
                 id: member.id,
                 votes: member.voter,
                 reachable: self.reachable(member.id),
-                may_vote: kept_up.get(&member.id).is_some_and(|since| now - *since >= KEPT_UP_FOR),
+                may_vote: !member.seat.draining
+                    && kept_up.get(&member.id).is_some_and(|since| now - *since >= KEPT_UP_FOR),
             })
             .collect();
         let Some(step) = next_step(&standings, self.node_id(), voters_max) else { return Ok(()) };
@@ -137,6 +169,7 @@ impl Consensus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::BlobCounts;
 
     fn members(text: &str) -> Vec<Standing> {
         let kinds = text.chars().zip(1..);
@@ -196,17 +229,17 @@ mod tests {
 
     #[test]
     fn a_learner_waits_until_it_has_log_and_blobs() {
-        let pong = |applied_index, blobs_missing| Pong {
+        let pong = |applied_index, missing| Pong {
             id: 4,
             applied_index,
             version: String::new(),
-            blobs_held: 0,
-            blobs_missing,
+            blobs: BlobCounts { missing, layout_revision: 7, ..BlobCounts::default() },
             time_ms: 0,
         };
-        assert_eq!(waits_for(Some(&pong(9_500, 0)), 10_000), None);
-        assert!(waits_for(Some(&pong(9_000, 0)), 10_000).is_some_and(|why| why.contains("1000 entries")));
-        assert!(waits_for(Some(&pong(10_000, 2)), 10_000).is_some_and(|why| why.contains("2 blobs")));
-        assert!(waits_for(None, 10_000).is_some_and(|why| why.contains("not answer")));
+        assert_eq!(waits_for(Some(&pong(9_500, 0)), 10_000, 7), None);
+        assert!(waits_for(Some(&pong(9_500, 0)), 10_000, 8).is_some_and(|why| why.contains("compares")));
+        assert!(waits_for(Some(&pong(9_000, 0)), 10_000, 7).is_some_and(|why| why.contains("1000 entries")));
+        assert!(waits_for(Some(&pong(10_000, 2)), 10_000, 7).is_some_and(|why| why.contains("2 blobs")));
+        assert!(waits_for(None, 10_000, 7).is_some_and(|why| why.contains("not answer")));
     }
 }

@@ -26,10 +26,6 @@ pub enum Kind {
     Request = 20,
     /// An answer of the peer port.
     Response = 21,
-    /// The head of a snapshot stream.
-    SnapshotHead = 22,
-    /// A chunk of rows in a snapshot stream.
-    SnapshotChunk = 23,
     /// The head of a row that lies in parts.
     LongRow = 24,
 }

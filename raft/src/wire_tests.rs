@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
 use crate::member::NodeRecord;
-use crate::network::{Identity, Pong, ProposeReply, ReadIndexReply};
+use crate::network::{BlobCounts, Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::records::{
     BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
     RepositoryRecord, TagRecord, TagVersion,
@@ -138,6 +138,8 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         ("found-policies", Command::FoundPolicies(vec![("prod".parse().expect("a name"), "default: deny".into())])),
+        ("place-node", Command::PlaceNode { node: 0xabc, zone: "eu-1a".into(), weight: 2 }),
+        ("drain-node", Command::DrainNode { node: 0xabc, draining: true }),
         ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
     ]
 }
@@ -247,12 +249,27 @@ fn calls_of_the_peer_port_keep_their_form() {
     golden(
         "reply-ping",
         Kind::Response,
-        &Pong { id: 0xabc, applied_index: 12, version: "0.1.0".into(), blobs_held: 3, blobs_missing: 1, time_ms: 5 },
+        &Pong {
+            id: 0xabc,
+            applied_index: 12,
+            version: "0.1.0".into(),
+            blobs: BlobCounts {
+                layout_revision: 9,
+                held: 3,
+                held_bytes: 300,
+                missing: 1,
+                missing_bytes: 100,
+                surplus: 2,
+                alone: 0,
+                repair_rate: 1000,
+            },
+            time_ms: 5,
+        },
     );
     golden(
         "reply-identity",
         Kind::Response,
-        &Identity { id: 0xabc, record: record(), cluster_id: Some(Uuid::from_u128(9)), empty: false },
+        &Identity { id: 0xabc, record: record(), cluster_id: Some(Uuid::from_u128(9)), empty: false, time_ms: 5 },
     );
 }
 

@@ -10,6 +10,7 @@ mod dev;
 mod gc;
 mod node;
 mod policy;
+mod scrub;
 mod serve;
 mod settings;
 mod tag;
@@ -51,6 +52,8 @@ enum Command {
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     #[command(subcommand)]
+    Scrub(scrub::Scrub),
+    #[command(subcommand)]
     Settings(settings::Settings),
     #[command(subcommand)]
     Tag(tag::TagCommand),
@@ -67,6 +70,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Gc(gc) => gc.run(),
         Command::Node(node) => node.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Scrub(scrub) => scrub.run(),
         Command::Settings(settings) => settings.run(),
         Command::Tag(tag) => tag.run(),
         Command::Watch(watch) => watch.run(),

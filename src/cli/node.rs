@@ -1,22 +1,70 @@
 //! `flotilla node`: the members of the cluster, one by one.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use reqwest::Method;
 
 use super::api::{self, Node};
-use crate::cluster::status::ClusterStatus;
+use crate::cluster::status::{ClusterStatus, NodeStatus};
 
-/// See and remove the members of the cluster.
+/// How often the progress of a drain is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// See the members of the cluster, drain, replace and remove them.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum NodeCommand {
     List(List),
+    Drain(Drain),
+    Decommission(Decommission),
+    Replace(Replace),
     Remove(Remove),
 }
 
 /// List the members, with their ids, and why a learner has no vote yet.
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
+    #[command(flatten)]
+    node: Node,
+}
+
+/// Move a member's blobs and leadership to the others; it stays a member, keeps its vote and serves.
+///
+/// Returns at once; `flotilla cluster status` says how far it is. One member at a time.
+#[derive(Debug, clap::Args)]
+pub(super) struct Drain {
+    /// Its name, or its id where two have one name
+    member: String,
+
+    /// End the draining: it keeps blobs again
+    #[arg(long)]
+    undo: bool,
+
+    #[command(flatten)]
+    node: Node,
+}
+
+/// Drain a member, wait until nothing is on it alone, and remove it for good.
+///
+/// Shows how far it is. Ended before, it leaves the member draining: run it again, or `flotilla node drain --undo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Decommission {
+    /// Its name, or its id where two have one name
+    member: String,
+
+    #[command(flatten)]
+    node: Node,
+}
+
+/// Give the place of a member whose disk was lost to the node of the same name that came back without it.
+///
+/// Start that node with an empty data directory first: it joins under a new id. Its copies come by themselves.
+#[derive(Debug, clap::Args)]
+pub(super) struct Replace {
+    /// The name of both
+    member: String,
+
     #[command(flatten)]
     node: Node,
 }
@@ -42,6 +90,9 @@ impl NodeCommand {
         api::run(async {
             match self {
                 Self::List(list) => list.run().await,
+                Self::Drain(drain) => drain.run().await,
+                Self::Decommission(decommission) => decommission.run().await,
+                Self::Replace(replace) => replace.run().await,
                 Self::Remove(remove) => remove.run().await,
             }
         })?;
@@ -52,23 +103,88 @@ impl NodeCommand {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let (status, _) = self.node.get::<ClusterStatus>("/api/v1/cluster").await?;
-        let mut table = super::table(["name", "id", "role", "reachable", "url", "waits for"]);
+        let mut table = super::table(["name", "id", "role", "reachable", "zone", "weight", "url", "state"]);
         for node in status.nodes {
             let role = format!("{:?}", node.role).to_lowercase();
             let reachable = if node.reachable { "yes" } else { "no" }.to_owned();
-            table.add_row([node.name, node.id, role, reachable, node.url, node.waits_for.unwrap_or_default()]);
+            let state = state_of(&node);
+            table.add_row([node.name, node.id, role, reachable, node.zone, node.weight.to_string(), node.url, state]);
         }
         super::say(table.trim_fmt());
         Ok(())
     }
 }
 
+fn state_of(node: &NodeStatus) -> String {
+    match (node.draining, node.blobs, &node.waits_for) {
+        (true, Some(blobs), _) if blobs.is_drained() => "drained".to_owned(),
+        (true, ..) => "draining".to_owned(),
+        (false, _, Some(waits_for)) => format!("no vote: {waits_for}"),
+        (false, ..) => String::new(),
+    }
+}
+
+impl Drain {
+    async fn run(self) -> anyhow::Result<()> {
+        let method = if self.undo { Method::DELETE } else { Method::PUT };
+        self.node.send(method, &path(&self.member, "/drain"), |request| request).await?;
+        let state = if self.undo { "keeps blobs again" } else { "is being drained" };
+        super::say(format_args!("{} {state}", self.member));
+        Ok(())
+    }
+}
+
+impl Decommission {
+    async fn run(self) -> anyhow::Result<()> {
+        self.node.send(Method::PUT, &path(&self.member, "/drain"), |request| request).await?;
+        let mut said = None;
+        loop {
+            let (status, _) = self.node.get::<ClusterStatus>("/api/v1/cluster").await?;
+            let named = |node: &&NodeStatus| node.name == self.member || node.id == self.member;
+            let member = status.nodes.iter().find(named).context("it is no member any more")?;
+            anyhow::ensure!(member.draining, "somebody ended the draining of {}", self.member);
+            let blobs = member.blobs.with_context(|| {
+                format!(
+                    "{} does not answer: what it alone holds cannot be moved; bring it back, or `replace` it",
+                    self.member
+                )
+            })?;
+            if blobs.is_drained() {
+                break;
+            }
+            let left = blobs.held + blobs.surplus;
+            if said.replace(left) != Some(left) && blobs.compared {
+                super::say(format_args!("{left} blobs left on {}", self.member));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.node.send(Method::DELETE, &path(&self.member, ""), |request| request).await?;
+        super::say(format_args!("{} is no member any more; nothing on it is needed", self.member));
+        Ok(())
+    }
+}
+
+impl Replace {
+    async fn run(self) -> anyhow::Result<()> {
+        self.node.send(Method::POST, &path(&self.member, "/replace"), |request| request).await?;
+        super::say(format_args!(
+            "{} has taken the place of its old id; `flotilla cluster status` shows its copies",
+            self.member
+        ));
+        Ok(())
+    }
+}
+
 impl Remove {
     async fn run(self) -> anyhow::Result<()> {
-        let member: String = form_urlencoded::byte_serialize(self.member.as_bytes()).collect();
-        let path = format!("/api/v1/nodes/{member}?force={}", self.force);
+        let path = path(&self.member, &format!("?force={}", self.force));
         self.node.send(Method::DELETE, &path, |request| request).await?;
         super::say(format_args!("{} is no member any more", self.member));
         Ok(())
     }
+}
+
+fn path(member: &str, rest: &str) -> String {
+    let member: String = form_urlencoded::byte_serialize(member.as_bytes()).collect();
+    format!("/api/v1/nodes/{member}{rest}")
 }

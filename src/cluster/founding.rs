@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flotilla_raft::network::{Identity, JoinReply};
-use flotilla_raft::{Consensus, NodeId, NodeRecord};
+use flotilla_raft::{Command, Consensus, NodeId, NodeRecord};
 
 use crate::config::Config;
 
@@ -115,6 +115,26 @@ async fn join(consensus: &Consensus, peer: &str, cluster_id: uuid::Uuid) -> Resu
         }
     }
     Err(format!("waiting for cluster {cluster_id} to have a leader"))
+}
+
+/// Tells the cluster where this node stands, where that is not what it knows.
+pub(crate) async fn take_seat(consensus: &Consensus, config: &Config) {
+    loop {
+        let members = consensus.members();
+        match members.iter().find(|member| member.id == consensus.node_id()) {
+            Some(own) if own.seat.zone == config.zone && own.seat.weight == config.weight => return,
+            Some(_) => {
+                let (node, zone, weight) = (consensus.node_id(), config.zone.clone(), config.weight);
+                let placed = consensus.propose(uuid::Uuid::new_v4(), Command::PlaceNode { node, zone, weight }).await;
+                if let Err(problem) = placed {
+                    tracing::warn!(error = %problem, "the cluster was not told this node's zone and weight yet");
+                }
+            }
+            // It was let in, and has not applied that yet.
+            None => {}
+        }
+        tokio::time::sleep(ASK_EACH).await;
+    }
 }
 
 /// Gives a cluster that was just founded its id. Whoever leads does it, so that a founder that dies in between leaves

@@ -40,8 +40,11 @@ pub(crate) fn page(consensus: &Consensus, shown: &Shown) -> String {
     gauge("raft_is_leader", "1 on the node that leads", u64::from(raft.leader == Some(consensus.node_id())));
     gauge("raft_has_quorum", "1 while a majority of the voters answers", u64::from(consensus.quorum_reachable()));
     if let Some(own) = consensus.pong_of(consensus.node_id()) {
-        gauge("blobs_held", "Blob files that this node should have and has", own.blobs_held);
-        gauge("blobs_missing", "Blob files that this node should have and lacks", own.blobs_missing);
+        gauge("blobs_held", "Blob files that this node should have and has", own.blobs.held);
+        gauge("blobs_missing", "Blob files that this node should have and lacks", own.blobs.missing);
+        gauge("blobs_surplus", "Blob files that this node has and others should have", own.blobs.surplus);
+        gauge("blobs_held_bytes", "Bytes of the blob files that this node should have and has", own.blobs.held_bytes);
+        gauge("blobs_missing_bytes", "Bytes of those that it lacks", own.blobs.missing_bytes);
     }
     shown.gauges.iter().for_each(|more| gauge(more.name, more.help, (more.read)()));
     registry.register_with_unit("raft_log", "Size of the log", Unit::Bytes, ConstGauge::new(raft.log_bytes as i64));

@@ -1,8 +1,9 @@
-//! What operators do to members: removed for good.
+//! What operators do to members: drained, replaced, removed for good.
 
-use actix_web::{HttpRequest, HttpResponse, delete, web};
-use flotilla_raft::{Consensus, Member, RemoveError};
+use actix_web::{HttpRequest, HttpResponse, delete, post, put, web};
+use flotilla_raft::{Command, Consensus, Member, Removal, RemoveError, replaced_by};
 use utoipa_actix_web::service_config::ServiceConfig;
+use uuid::Uuid;
 
 use super::operator::shown;
 use crate::oci::error::{Code, OciError};
@@ -10,7 +11,7 @@ use crate::request::query;
 
 /// The routes. The app's data must hold [`Consensus`].
 pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
-    routes.service(remove);
+    routes.service(remove).service(drain).service(undrain).service(replace);
 }
 
 /// `DELETE /api/v1/nodes/<node>`: removes a member for good, by its id or, where only one has it, its name. `force=true` does
@@ -33,15 +34,85 @@ async fn remove(
     request: HttpRequest,
     node: web::Path<String>,
 ) -> Result<HttpResponse, OciError> {
-    let force = match query(&request, "force").as_deref() {
-        None | Some("false") => false,
-        Some("true") => true,
+    let how = match query(&request, "force").as_deref() {
+        None | Some("false") => Removal::Safe,
+        Some("true") => Removal::Force,
         Some(_) => return Err(OciError::bad_request(Code::Unsupported, "force is true or false")),
     };
     let member = find(&consensus.members(), &node)?;
-    match consensus.remove(member.id, force).await {
-        Ok(()) => Ok(HttpResponse::NoContent().finish()),
-        Err(RemoveError::Unknown) => Err(unknown(&node)),
+    take_away(&consensus, &member, how).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// `PUT /api/v1/nodes/<node>/drain`: its blobs move to other nodes, its leadership too, and no copy on it counts any more.
+#[utoipa::path(
+    params(("node" = String, Path, description = "Its id or its name")),
+    responses(
+        (status = 204, description = "It is being drained; `GET /api/v1/cluster` says how far"),
+        (status = 404, body = Object, description = "There is no such member"),
+        (status = 409, body = Object, description = "Another one is being drained, or no other member could take its blobs"),
+        (status = 503, body = Object, description = "No majority answers"),
+    )
+)]
+#[put("/api/v1/nodes/{node}/drain")]
+async fn drain(consensus: web::Data<Consensus>, node: web::Path<String>) -> Result<HttpResponse, OciError> {
+    set_draining(&consensus, &node, true).await
+}
+
+/// `DELETE /api/v1/nodes/<node>/drain`: it keeps blobs again.
+#[utoipa::path(
+    params(("node" = String, Path, description = "Its id or its name")),
+    responses(
+        (status = 204, description = "It keeps blobs again"),
+        (status = 404, body = Object, description = "There is no such member"),
+        (status = 503, body = Object, description = "No majority answers"),
+    )
+)]
+#[delete("/api/v1/nodes/{node}/drain")]
+async fn undrain(consensus: web::Data<Consensus>, node: web::Path<String>) -> Result<HttpResponse, OciError> {
+    set_draining(&consensus, &node, false).await
+}
+
+/// `POST /api/v1/nodes/<name>/replace`: the node of this name that came back without its disk, under a new id, takes the
+/// place of the old id.
+#[utoipa::path(
+    params(("node" = String, Path, description = "The name of both")),
+    responses(
+        (status = 204, description = "The old id is no member any more"),
+        (status = 404, body = Object, description = "There is no such member"),
+        (status = 409, body = Object, description = "The old id answers, or no node of this name is there under a new one"),
+        (status = 503, body = Object, description = "Nobody leads; ask again"),
+    )
+)]
+#[post("/api/v1/nodes/{node}/replace")]
+async fn replace(consensus: web::Data<Consensus>, node: web::Path<String>) -> Result<HttpResponse, OciError> {
+    let members = consensus.members();
+    let named: Vec<&Member> = members.iter().filter(|member| member.record.name == *node).collect();
+    if named.is_empty() {
+        return Err(unknown(&node));
+    }
+    let reachable = |id| consensus.reachable(id);
+    let pair = named.iter().find_map(|new| Some((replaced_by(&members, new, reachable)?, new.id)));
+    let Some((old, by)) = pair else {
+        return Err(OciError::conflict(format!(
+            "there is no {node} under an old id that is away and a new one that is there: start it with an empty data \
+             directory first"
+        )));
+    };
+    take_away(&consensus, old, Removal::Replaced { by }).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn set_draining(consensus: &Consensus, node: &str, draining: bool) -> Result<HttpResponse, OciError> {
+    let node = find(&consensus.members(), node)?.id;
+    consensus.propose(Uuid::new_v4(), Command::DrainNode { node, draining }).await?.result?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn take_away(consensus: &Consensus, member: &Member, how: Removal) -> Result<(), OciError> {
+    match consensus.remove(member.id, how).await {
+        Ok(()) => Ok(()),
+        Err(RemoveError::Unknown) => Err(unknown(&shown(member.id))),
         Err(RemoveError::Refused(reason)) => {
             Err(OciError::conflict(format!("{} is not removed: {reason}", member.record.name)))
         }

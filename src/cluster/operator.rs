@@ -88,6 +88,7 @@ fn state(consensus: &Consensus, cluster_id: String) -> ClusterStatus {
         raft.commit_index,
         leader.map(|id| Leader { id: shown(id), name: name(id) }),
         nodes,
+        consensus.replicas(),
     )
 }
 
@@ -108,7 +109,19 @@ fn node(consensus: &Consensus, member: &Member, leader: Option<NodeId>, commit_i
         version: pong.as_ref().map(|pong| pong.version.clone()),
         applied_index: pong.as_ref().map(|pong| pong.applied_index),
         lag: pong.as_ref().map(|pong| commit_index.saturating_sub(pong.applied_index)),
-        blobs: pong.as_ref().map(|pong| Blobs { held: pong.blobs_held, missing: pong.blobs_missing }),
+        blobs: pong.as_ref().map(|pong| Blobs {
+            held: pong.blobs.held,
+            held_bytes: pong.blobs.held_bytes,
+            missing: pong.blobs.missing,
+            missing_bytes: pong.blobs.missing_bytes,
+            surplus: pong.blobs.surplus,
+            fetch_rate: pong.blobs.repair_rate,
+            compared: pong.blobs.layout_revision >= consensus.layout_revision(),
+        }),
+        zone: member.seat.zone.clone(),
+        weight: member.seat.weight,
+        draining: member.seat.draining,
+        clock_off_ms: consensus.clock_off_ms(member.id),
     }
 }
 

@@ -6,13 +6,11 @@ use bytes::BytesMut;
 use flotilla_raft::Consensus;
 use flotilla_raft::network::{Call, Caller, PREFIX, ServeError, TO_HEADER};
 use flotilla_raft::wire::MESSAGE_MAX;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 
 /// The routes of the peer port that belong to the Raft group.
 pub(crate) fn configure(routes: &mut web::ServiceConfig) {
-    routes
-        .route(&format!("{PREFIX}/snapshot"), web::post().to(snapshot))
-        .route(&format!("{PREFIX}/{{call}}"), web::post().to(call));
+    routes.route(&format!("{PREFIX}/{{call}}"), web::post().to(call));
 }
 
 async fn call(
@@ -28,10 +26,6 @@ async fn call(
         Ok(body) => answer(consensus.serve(call, caller(&request), &body).await),
         Err(problem) => HttpResponse::BadRequest().body(problem),
     }
-}
-
-async fn snapshot(request: HttpRequest, body: web::Payload, consensus: web::Data<Consensus>) -> HttpResponse {
-    answer(consensus.serve_snapshot(caller(&request), Box::pin(body.map_err(|problem| problem.to_string()))).await)
 }
 
 async fn read(mut body: web::Payload) -> Result<BytesMut, String> {
@@ -62,7 +56,6 @@ fn status(problem: &ServeError) -> StatusCode {
     match problem {
         ServeError::OtherNode { .. } => StatusCode::MISDIRECTED_REQUEST,
         ServeError::Unreadable(_) => StatusCode::BAD_REQUEST,
-        ServeError::Busy => StatusCode::CONFLICT,
         ServeError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -14,6 +14,14 @@ pub(super) fn node_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+pub(super) fn zone(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.len() > flotilla_raft::ZONE_MAX || !text.chars().all(allowed) {
+        return Err(format!("a zone has at most {} letters, digits, '-', '_' or '.'", flotilla_raft::ZONE_MAX));
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn base_url(text: &str) -> Result<String, String> {
     let url = reqwest::Url::parse(text).map_err(|error| format!("{error}; expected http://host:port"))?;
     let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();

@@ -241,6 +241,8 @@ impl From<Refusal> for OciError {
             Refusal::SettingsChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::SettingsInvalid(_) => Self::bad_request(Code::Unsupported, message),
             Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),
+            Refusal::NodeUnknown => Self::not_found(Code::Unsupported, message),
+            Refusal::OtherDraining { .. } | Refusal::NobodyRemains => Self::conflict(message),
             Refusal::HoldersGone | Refusal::PromiseExpired => Self::unavailable(message),
             Refusal::RequestExpired => outcome_unknown(),
         }

@@ -220,7 +220,7 @@ async fn propose(oci: &Oci, mut put: ManifestPut, bytes: &Bytes) -> Result<Answe
     loop {
         put.body = match put.size <= INLINE_BODY_MAX {
             true => Body::Inline(bytes.clone()),
-            false => oci.replication.store(bytes.clone(), &put.digest).await?,
+            false => oci.replication.store(&put.repository, bytes.clone(), &put.digest).await?,
         };
         // A new id each time, since the command is another one: its holders differ.
         let answer = oci.consensus.propose(Uuid::new_v4(), Command::PutManifest(Box::new(put.clone()))).await?;

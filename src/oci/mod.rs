@@ -14,6 +14,7 @@ mod past;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod properties;
 mod referrers;
+pub(crate) mod scrub;
 pub(crate) mod settings;
 mod tags;
 pub(crate) mod uploads;

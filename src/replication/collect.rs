@@ -49,18 +49,20 @@ impl Replication {
     /// # Errors
     /// No majority, or this node's disk.
     pub(crate) async fn collect(&self) -> Result<(Collected, u64), CollectError> {
-        let asked = self.reachable_peers(&[]).into_iter().map(|peer| async move {
-            let orphans = self.peers().collect_orphans(&peer).await;
+        let (own, members) = (self.node_id(), self.consensus().members());
+        let others = members.iter().filter(|member| member.id != own && self.consensus().reachable(member.id));
+        let asked = others.map(|peer| async move {
+            let orphans = self.peers().collect_orphans(peer).await;
             orphans.unwrap_or_else(|error| {
                 tracing::warn!(%error, "a node could not say which of its files have no name");
                 0
             })
         });
-        let (own, others) = futures::join!(self.collect_orphans(), futures::future::join_all(asked));
+        let (here, elsewhere) = futures::join!(self.collect_orphans(), futures::future::join_all(asked));
         let untagged = self.collect_untagged().await?;
         let (mut collected, revision) = self.collect_due().await?;
         collected.untagged += untagged;
-        collected.orphans += own? + others.into_iter().sum::<u64>();
+        collected.orphans += here? + elsewhere.into_iter().sum::<u64>();
         Ok((collected, revision))
     }
 

@@ -7,7 +7,7 @@ use flotilla_storage::{Digest, SealError, StorageError};
 
 use super::Replication;
 use super::session::{Content, Turn, UploadError};
-use super::store::{Copying, Source, StoreError};
+use super::store::{Copying, Source, StoreError, Wanted};
 
 /// How often copies are made again because their holders left the cluster meanwhile, or the bytes were collected.
 const ATTEMPTS: usize = 3;
@@ -44,6 +44,7 @@ impl Turn {
 
     async fn conclude(&mut self, digest: Digest) -> Result<Finished, UploadError> {
         let replication = self.session.replication().clone();
+        let wanted = replication.wanted(self.session.repository());
         let copying = match &mut *self.content {
             Content::Gone => return Err(UploadError::Unknown),
             Content::Memory(held) => {
@@ -57,7 +58,7 @@ impl Turn {
             Content::Sealed { digest: sealed, .. } if *sealed != digest => {
                 return Err(UploadError::DigestMismatch { digest });
             }
-            Content::Sealed { size, .. } => Copying::new(&replication, digest, *size, Source::File),
+            Content::Sealed { size, .. } => Copying::new(&replication, digest, *size, Source::File, wanted),
             Content::File(file) => {
                 if file.writer.digest(digest.algorithm()).await? != digest {
                     return Err(UploadError::DigestMismatch { digest });
@@ -65,19 +66,24 @@ impl Turn {
                 if !replication.consensus().quorum_reachable() {
                     return Err(UploadError::NoQuorum);
                 }
-                self.seal(&replication, digest).await?
+                self.seal(&replication, digest, wanted).await?
             }
         };
-        self.copy_and_link(&replication, digest, copying).await
+        self.copy_and_link(digest, copying).await
     }
 
     /// Makes the file durable here and its copies durable elsewhere, all at the same time.
-    async fn seal(&mut self, replication: &Replication, digest: Digest) -> Result<Copying, UploadError> {
+    async fn seal(
+        &mut self,
+        replication: &Replication,
+        digest: Digest,
+        wanted: Wanted,
+    ) -> Result<Copying, UploadError> {
         let Content::File(mut file) = std::mem::replace(&mut *self.content, Content::Gone) else {
             return Err(UploadError::Unknown);
         };
         let size = file.writer.len();
-        let mut copying = Copying::new(replication, digest, size, Source::File);
+        let mut copying = Copying::new(replication, digest, size, Source::File, wanted);
         file.fanout.commit().await;
         let (sealed, answers) = futures::join!(file.writer.seal(digest), file.fanout.seal(digest, size));
         match sealed {
@@ -94,14 +100,9 @@ impl Turn {
         Ok(copying)
     }
 
-    async fn copy_and_link(
-        &self,
-        replication: &Replication,
-        digest: Digest,
-        mut copying: Copying,
-    ) -> Result<Finished, UploadError> {
+    async fn copy_and_link(&self, digest: Digest, mut copying: Copying) -> Result<Finished, UploadError> {
         for _ in 0..ATTEMPTS {
-            copying.wait(replication.needed_copies() - 1).await.map_err(|error| match error {
+            copying.wait().await.map_err(|error| match error {
                 StoreError::NoQuorum => UploadError::NoQuorum,
                 StoreError::Storage(error) => UploadError::Storage(error),
             })?;

@@ -1,5 +1,5 @@
 //! Blob bytes between nodes: upload sessions, copies on enough nodes before a name is committed, reads from whoever
-//! holds a blob, and repair of what is missing.
+//! holds a blob, repair of what is missing, and the move of what belongs elsewhere.
 //!
 //! **Never** decides what exists: that is the log's. A blob's file without a link is nothing that a client can see,
 //! and a link whose file is elsewhere is served from there.
@@ -17,28 +17,34 @@ mod pieces;
 mod placement;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod properties;
+mod rate;
 mod read;
 mod repair;
+mod scrub;
 mod serve;
 mod session;
 mod sessions;
 mod store;
+mod surplus;
 mod tally;
 mod upload_id;
+mod verified;
 mod writer;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_raft::{Consensus, NodeId};
-use flotilla_storage::BlobStore;
+use flotilla_raft::{BlobCounts, Consensus, NodeId, Replicas};
+use flotilla_storage::{BlobStore, Digest};
 use futures::Stream;
+use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
 use copies::{Copies, Limits};
 use keep::Claims;
+use rate::Rate;
 use sessions::Sessions;
 use tally::Tally;
 
@@ -46,6 +52,7 @@ pub(crate) use collect::CollectError;
 pub(crate) use peers::{PeerError, Peers, UploadTarget};
 pub(crate) use pieces::{BodyError, Pieces};
 pub(crate) use read::ReadBlobError;
+pub(crate) use scrub::Scrub;
 pub(crate) use serve::configure_peer;
 pub(crate) use session::{Session, Turn, UploadError};
 pub(crate) use sessions::OneRequest;
@@ -66,6 +73,11 @@ struct Inner {
     copies: Copies,
     claims: Claims,
     tally: Tally,
+    /// The digests that have another number of copies than the configuration says.
+    replicas: RwLock<Replicas>,
+    /// How fast blobs that are missing here are fetched.
+    repair_rate: Rate,
+    scrub: Scrub,
     /// Held by who compares all files with state: one at a time, however many ask.
     walking: tokio::sync::Mutex<()>,
     stop: CancellationToken,
@@ -90,6 +102,9 @@ impl Replication {
             sessions: Sessions::default(),
             claims: Claims::default(),
             tally: Tally::default(),
+            replicas: RwLock::default(),
+            repair_rate: Rate::new(config.repair_rate.as_u64()),
+            scrub: Scrub::new(&config.data_dir, config.scrub_period),
             walking: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             consensus,
@@ -105,6 +120,8 @@ impl Replication {
         tokio::spawn(self.clone().sweep_uploads(self.inner.stop.clone()));
         tokio::spawn(self.clone().collect_by_itself(self.inner.stop.clone()));
         tokio::spawn(self.clone().remove_collected(self.inner.stop.clone()));
+        tokio::spawn(self.clone().remove_surplus(self.inner.stop.clone()));
+        tokio::spawn(self.clone().scrub_by_itself(self.inner.stop.clone()));
     }
 
     /// Ends what [`Replication::start`] started. Requests are still served.
@@ -130,9 +147,14 @@ impl Replication {
         Pieces::new(body, self.config().body_timeout)
     }
 
-    /// How many blobs that belong on this node it holds, and how many it misses.
-    pub(crate) fn held_and_missing(&self) -> (u64, u64) {
-        self.tally().counts()
+    /// The blobs that belong on this node, and those that do not.
+    pub(crate) fn blob_counts(&self) -> BlobCounts {
+        BlobCounts { repair_rate: self.config().repair_rate.as_u64(), ..self.tally().counts() }
+    }
+
+    /// How many nodes keep a digest.
+    fn copies_of(&self, digest: &Digest) -> usize {
+        self.inner.replicas.read().of(digest, self.config().replicas)
     }
 
     /// Upload sessions open on this node, and copies that it takes of others' sessions.
@@ -182,5 +204,10 @@ impl Replication {
 
     fn tally(&self) -> &Tally {
         &self.inner.tally
+    }
+
+    /// The comparison of this node's files with their digests.
+    pub(crate) fn scrub(&self) -> &Scrub {
+        &self.inner.scrub
     }
 }

@@ -99,6 +99,22 @@ impl Peers {
         }
     }
 
+    /// Whether the peer keeps a blob, by the layout of this revision: false where it knows another one.
+    pub(super) async fn keeps(&self, peer: &Member, digest: &Digest, layout: u64) -> Result<bool, PeerError> {
+        let request = self.control.head(blob_url(peer, digest)).query(&[("layout", layout)]);
+        match self.send(peer, request).await {
+            Ok(_) => Ok(true),
+            Err(PeerError::Refused { status: StatusCode::NOT_FOUND | StatusCode::CONFLICT, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the peer that its copy of a blob was not what it should be: it looks for itself.
+    pub(super) async fn suspect(&self, peer: &Member, digest: &Digest) -> Result<(), PeerError> {
+        let url = format!("{}/check", blob_url(peer, digest));
+        self.send(peer, self.control.post(url)).await.map(drop)
+    }
+
     /// Part of a blob as the peer sends it; the caller watches for stalls between chunks.
     pub(super) async fn get(&self, peer: &Member, digest: &Digest, range: Range<u64>) -> Result<Response, PeerError> {
         let last = range.end.saturating_sub(1);

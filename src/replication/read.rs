@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use flotilla_raft::{Member, NodeId};
+use flotilla_raft::Member;
 use flotilla_storage::{BlobStore, Digest, StorageError};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -19,6 +19,8 @@ use tokio::time::timeout;
 use super::keep::Keeper;
 use super::peers::STALL_TIMEOUT;
 use super::pieces::{Buffer, PIECE_MAX, Transfer};
+use super::tally::Found;
+use super::verified::verified;
 use super::writer::blocking;
 use super::{Replication, placement};
 
@@ -40,6 +42,12 @@ pub(crate) enum ReadBlobError {
 /// The bytes of a blob, in pieces.
 pub(crate) struct BlobStream(BoxStream<'static, io::Result<Bytes>>);
 
+impl BlobStream {
+    pub(super) fn new(pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        Self(pieces.boxed())
+    }
+}
+
 impl Stream for BlobStream {
     type Item = io::Result<Bytes>;
 
@@ -49,7 +57,8 @@ impl Stream for BlobStream {
 }
 
 impl Replication {
-    /// The bytes `range` of a blob of `size` bytes. Errors after the first byte mean that no node could go on.
+    /// The bytes `range` of a blob of `size` bytes. Errors after the first byte mean that no node could go on, or that
+    /// they are not those of the digest, which is looked at where all of it is asked for.
     ///
     /// # Errors
     /// The first byte cannot be had from anywhere.
@@ -59,21 +68,38 @@ impl Replication {
         size: u64,
         range: Range<u64>,
     ) -> Result<BlobStream, ReadBlobError> {
+        let is_whole = range.start == 0 && range.end == size && size > 0;
         match self.read_local(digest, range.clone()).await {
+            Ok(Some(local)) if is_whole => match self.checked_local(*digest, local).await {
+                Some(checked) => return Ok(checked),
+                None => tracing::warn!(%digest, "this node's copy of a blob is damaged: others are asked for theirs"),
+            },
             Ok(Some(local)) => return Ok(local),
             Ok(None) if self.belongs_here(digest) => self.missed(digest, size),
             Ok(None) => {}
             // Others have copies: a file that cannot even be opened is no reason to fail a pull.
             Err(error) => tracing::error!(%digest, %error, "this node's copy of a blob cannot be read"),
         }
-        self.read_remote(digest, size, range).await
+        let remote = self.read_remote(digest, size, range).await?;
+        match is_whole {
+            true => Ok(BlobStream::new(verified(remote, *digest, || {}))),
+            false => Ok(remote),
+        }
+    }
+
+    /// This node's copy, hashed on its way; `None` if it turns out to be damaged before anything was sent.
+    async fn checked_local(&self, digest: Digest, local: BlobStream) -> Option<BlobStream> {
+        let replication = self.clone();
+        let mut checked = verified(local, digest, move || replication.suspect(digest)).boxed();
+        let first = checked.next().await?.ok()?;
+        Some(BlobStream::new(stream::once(async { Ok(first) }).chain(checked)))
     }
 
     /// A file that was here is not: repair works off what is counted as missing.
     fn missed(&self, digest: &Digest, size: u64) {
         if self.tally().is_held(digest) {
             tracing::warn!(%digest, "this node's copy of a blob is gone: it is fetched again");
-            self.tally().record(digest, size, false);
+            self.tally().record(digest, size, Found::Missing);
         }
     }
 
@@ -122,19 +148,17 @@ impl Replication {
 
     /// Whether placement gives this node a copy.
     pub(super) fn belongs_here(&self, digest: &Digest) -> bool {
-        let members: Vec<NodeId> = self.consensus().members().iter().map(|member| member.id).collect();
-        placement::placed(digest, &members, self.config().replicas).contains(&self.consensus().node_id())
+        let members = self.consensus().members();
+        placement::placed(digest, &members, self.copies_of(digest)).contains(&self.node_id())
     }
 
     /// All other members: those that answer first, and among them those that should have the blob.
     pub(super) fn holders_to_ask(&self, digest: &Digest) -> VecDeque<Member> {
-        let own = self.consensus().node_id();
-        let members = self.consensus().members();
-        let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
-        let mut ranked = placement::ranked(digest.as_bytes(), &ids);
+        let (own, members) = (self.node_id(), self.consensus().members());
+        let mut ordered = placement::ordered(digest.as_bytes(), &members, self.copies_of(digest));
         // A stable sort: the order of placement stays among those that answer, and among those that do not.
-        ranked.sort_by_key(|id| !self.consensus().reachable(*id));
-        let others = ranked.into_iter().filter(|id| *id != own);
+        ordered.sort_by_key(|id| !self.consensus().reachable(*id));
+        let others = ordered.into_iter().filter(|id| *id != own);
         others.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
     }
 }

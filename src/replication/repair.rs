@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use flotilla_raft::{AppliedBlob, NodeId};
+use flotilla_raft::AppliedBlob;
 use flotilla_storage::{Digest, SealError, StorageError};
 use futures::StreamExt;
 use tokio::sync::broadcast::error::RecvError;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Replication;
 use super::peers::STALL_TIMEOUT;
 use super::placement;
-use super::tally::Seen;
+use super::tally::{Found, Seen};
 use super::writer::{Writer, blocking};
 
 /// How long after its name was committed a blob is looked for: the pusher's stream is usually still bringing it.
@@ -50,7 +50,8 @@ pub(super) struct Repair {
     failed: HashMap<Digest, Pause>,
     fetches: JoinSet<(Digest, Result<(), FetchError>)>,
     fetching: Vec<Digest>,
-    members: Vec<NodeId>,
+    /// The layout and the settings by which everything was compared last.
+    compared: (u64, u64),
     next_scan: Instant,
 }
 
@@ -66,12 +67,6 @@ struct Fresh {
 struct Pause {
     until: Instant,
     length: Duration,
-}
-
-/// What was found of a blob that belongs here.
-struct Found {
-    digest: Digest,
-    held: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +88,7 @@ impl Repair {
             failed: HashMap::new(),
             fetches: JoinSet::new(),
             fetching: Vec::new(),
-            members: Vec::new(),
+            compared: (0, 0),
             next_scan: Instant::now(),
         }
     }
@@ -112,7 +107,11 @@ impl Repair {
                 () = sleep_until(wake) => {}
                 Some(fetched) = self.fetches.join_next() => self.fetched(fetched.ok()),
                 event = applied.recv() => match event {
-                    Ok(AppliedBlob::Linked { digest, size }) => self.committed(digest, size),
+                    Ok(AppliedBlob::Linked { digest, size, replicas }) => {
+                        let default = self.replication.config().replicas;
+                        self.replication.inner.replicas.write().linked(&digest, replicas, default);
+                        self.committed(digest, size);
+                    }
                     Ok(AppliedBlob::Collected) => {}
                     // What they said can only be found by comparing.
                     Ok(AppliedBlob::Everything) | Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
@@ -123,18 +122,16 @@ impl Repair {
     }
 
     async fn step(&mut self) -> Result<(), StorageError> {
-        let mut members: Vec<NodeId> = self.replication.consensus().members().iter().map(|m| m.id).collect();
-        members.sort_unstable();
-        // Another membership is another placement.
-        if self.next_scan <= Instant::now() || members != self.members {
-            self.members = members;
-            self.scan().await?;
+        let consensus = self.replication.consensus();
+        let current = (consensus.layout_revision(), consensus.rules().revision());
+        if self.next_scan <= Instant::now() || current != self.compared {
+            self.compared = current;
+            self.scan(current.0).await?;
             self.next_scan = Instant::now() + SCAN_EVERY;
         }
         self.look_for_fresh().await?;
         self.begin_fetches();
-        let (held, missing) = self.replication.held_and_missing();
-        self.replication.consensus().set_blob_counts(held, missing);
+        self.replication.consensus().set_blob_counts(self.replication.blob_counts());
         Ok(())
     }
 
@@ -165,8 +162,8 @@ impl Repair {
             return Ok(());
         }
         let found = self.compare(due.iter().map(|fresh| (fresh.digest, fresh.size)).collect()).await?;
-        let missing: HashSet<Digest> =
-            found.into_iter().filter(|found| !found.held).map(|found| found.digest).collect();
+        let missing = found.into_iter().filter(|(_, found)| *found == Found::Missing);
+        let missing: HashSet<Digest> = missing.map(|(digest, _)| digest).collect();
         for fresh in due {
             let arriving = self.replication.copies().is_arriving(fresh.size, ARRIVING);
             if missing.contains(&fresh.digest) && arriving && fresh.put_off < ARRIVING_TIMES {
@@ -176,42 +173,40 @@ impl Repair {
         Ok(())
     }
 
-    /// Looks on disk for those blobs that belong here, and counts them.
-    async fn compare(&self, blobs: Vec<(Digest, u64)>) -> Result<Vec<Found>, StorageError> {
+    /// Looks on disk for blobs, and counts them.
+    async fn compare(&self, blobs: Vec<(Digest, u64)>) -> Result<Vec<(Digest, Found)>, StorageError> {
         let replication = self.replication.clone();
-        let members = self.members.clone();
         blocking(move || {
-            let (own, copies) = (replication.consensus().node_id(), replication.config().replicas);
-            let here =
-                blobs.into_iter().filter(|(digest, _)| placement::placed(digest, &members, copies).contains(&own));
-            here.map(|(digest, size)| {
-                let held = replication.blobs().size(&digest)?.is_some();
-                replication.tally().record(&digest, size, held);
-                Ok(Found { digest, held })
-            })
-            .collect()
+            let compared = blobs.into_iter().map(|(digest, size)| {
+                let found = replication.look_for(&digest)?;
+                replication.tally().record(&digest, size, found);
+                Ok((digest, found))
+            });
+            compared.collect()
         })
         .await?
     }
 
     /// Compares everything.
-    async fn scan(&self) -> Result<(), StorageError> {
+    async fn scan(&self, layout_revision: u64) -> Result<(), StorageError> {
         let started = Instant::now();
+        let (consensus, default) = (self.replication.consensus().clone(), self.replication.config().replicas);
+        let replicas = blocking(move || consensus.registry().replicas(&consensus.rules(), default)).await??;
+        *self.replication.inner.replicas.write() = replicas;
         let mut after = None;
         let mut seen = Seen::default();
         loop {
             let registry = self.replication.consensus().registry().clone();
             let page = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
-            self.compare(page.blobs).await?.iter().for_each(|found| seen.add(&found.digest));
+            self.compare(page.blobs).await?.iter().for_each(|(digest, _)| seen.add(digest));
             match page.next {
                 Some(_) => after = page.next,
                 None => break,
             }
         }
-        self.replication.tally().retain(&seen);
-        let (held, missing) = self.replication.tally().counts();
-        let duration_ms = started.elapsed().as_millis();
-        tracing::debug!(held, missing, duration_ms, "compared the blobs here with those that should be");
+        self.replication.tally().compared(&seen, layout_revision);
+        let (counts, duration_ms) = (self.replication.blob_counts(), started.elapsed().as_millis());
+        tracing::debug!(?counts, duration_ms, "compared the blobs here with those that should be");
         Ok(())
     }
 
@@ -261,6 +256,19 @@ impl Repair {
 }
 
 impl Replication {
+    /// What this node has of a blob, and whether it should have it. Looks at the disk.
+    pub(super) fn look_for(&self, digest: &Digest) -> Result<Found, StorageError> {
+        let (own, members) = (self.node_id(), self.consensus().members());
+        let placed = placement::placed(digest, &members, self.copies_of(digest));
+        let is_here = self.blobs().size(digest)?.is_some();
+        Ok(match (placed.contains(&own), is_here) {
+            (true, true) => Found::Held { alone: placed.len() == 1 },
+            (true, false) => Found::Missing,
+            (false, true) => Found::Surplus,
+            (false, false) => Found::Elsewhere,
+        })
+    }
+
     /// Fetches a blob from any node that has it, hashed as it comes in.
     async fn fetch(&self, digest: Digest, size: u64) -> Result<(), FetchError> {
         let _claim = self.claims().claim(digest).ok_or(FetchError::Busy)?;
@@ -275,6 +283,7 @@ impl Replication {
             let Ok(response) = self.peers().get(&peer, &digest, 0..size).await else { continue };
             let mut chunks = response.bytes_stream();
             while let Ok(Some(Ok(chunk))) = timeout(STALL_TIMEOUT, chunks.next()).await {
+                self.inner.repair_rate.wait(chunk.len()).await;
                 writer.write(chunk).await?;
                 if writer.len() > size {
                     break;
@@ -291,6 +300,9 @@ impl Replication {
                 Err(SealError::Storage(error)) => return Err(error.into()),
                 Err(SealError::DigestMismatch { actual }) => {
                     tracing::error!(%digest, %actual, node_id = format!("{:012x}", peer.id), "a node gave wrong bytes");
+                    if let Err(error) = self.peers().suspect(&peer, &digest).await {
+                        tracing::warn!(%digest, %error, "it could not be told");
+                    }
                 }
             }
         }

@@ -24,6 +24,7 @@ pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
                 .route(web::head().to(head_blob))
                 .route(web::put().to(put_blob)),
         )
+        .service(web::resource("/peer/v1/blobs/{digest}/check").route(web::post().to(check_blob)))
         .service(
             web::resource("/peer/v1/copies/{upload}")
                 .route(web::post().to(append_copy))
@@ -57,8 +58,17 @@ async fn get_blob(app: App, request: HttpRequest, path: web::Path<String>) -> Ht
     }
 }
 
-async fn head_blob(app: App, path: web::Path<String>) -> HttpResponse {
+#[derive(Deserialize)]
+struct HeadQuery {
+    /// The layout by which the asker says that the blob belongs here.
+    layout: Option<u64>,
+}
+
+async fn head_blob(app: App, path: web::Path<String>, query: web::Query<HeadQuery>) -> HttpResponse {
     let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
+    if query.layout.is_some_and(|layout| layout != app.consensus().layout_revision()) {
+        return HttpResponse::Conflict().finish();
+    }
     // The promise first: see `Promises`.
     let promised = app.consensus().promises().promise(&digest);
     match size(&app, digest).await {
@@ -69,6 +79,13 @@ async fn head_blob(app: App, path: web::Path<String>) -> HttpResponse {
         Ok(None) => HttpResponse::NotFound().finish(),
         Err(error) => failed(&error),
     }
+}
+
+/// Another node says that this one's copy is damaged.
+async fn check_blob(app: App, path: web::Path<String>) -> HttpResponse {
+    let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
+    app.suspect(digest);
+    HttpResponse::Accepted().finish()
 }
 
 async fn size(app: &App, digest: Digest) -> Result<Option<u64>, flotilla_storage::StorageError> {

@@ -297,9 +297,10 @@ impl Turn {
         let replication = &self.session.replication;
         let blobs = replication.blobs().clone();
         let staging = blocking(move || blobs.stage()).await??;
-        let mut peers =
-            replication.reachable_peers(self.session.id.as_bytes().last_chunk::<8>().map_or(&[], |key| key));
-        peers.truncate(replication.config().replicas.saturating_sub(1));
+        // The digest is not known yet: the copies go to any nodes, and move to where they belong once it is.
+        let (key, copies) = (self.session.id.as_bytes(), replication.wanted(&self.session.repository).replicas);
+        let mut peers = replication.takers(key.last_chunk::<8>().map_or(&[], |key| key), copies);
+        peers.truncate(copies.saturating_sub(1));
         let fanout = Fanout::begin(replication.peers(), self.session.id, peers, replication.config().body_timeout);
         let mut file = Box::new(OnDisk { writer: Writer::new(staging), fanout });
         if let Content::Memory(held) = &*self.content

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_raft::{Body, Member, NodeId, Pin};
+use flotilla_raft::{Body, Member, NodeId, Pin, RepositoryName};
 use flotilla_storage::{Digest, SealError, StorageError};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -51,6 +51,7 @@ pub(super) struct Copying {
     /// What this node had applied when it took the bytes, and what keeps them here until they have a name.
     promised: u64,
     _pin: Pin,
+    wanted: Wanted,
     /// Who has it durably, and what each had applied when it promised that.
     done: Vec<(NodeId, u64)>,
     /// Asked and not yet failed, or failed since the last pause.
@@ -58,19 +59,33 @@ pub(super) struct Copying {
     running: JoinSet<(NodeId, Option<u64>)>,
 }
 
+/// How many copies a repository's blobs have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// In the end.
+    pub(super) replicas: usize,
+    /// Before a push is acknowledged.
+    pub(super) min_copies: usize,
+}
+
 impl Replication {
     /// Makes a body durable here and on enough other nodes. The rest of the copies follow by themselves.
     ///
     /// # Errors
     /// Too few nodes took it, or this one's disk failed.
-    pub(crate) async fn store(&self, bytes: Bytes, digest: &Digest) -> Result<Body, StoreError> {
+    pub(crate) async fn store(
+        &self,
+        repository: &RepositoryName,
+        bytes: Bytes,
+        digest: &Digest,
+    ) -> Result<Body, StoreError> {
         let digest = *digest;
-        let mut copying = Copying::new(self, digest, bytes.len() as u64, Source::Bytes(bytes.clone()));
-        let others = self.needed_copies() - 1;
+        let wanted = self.wanted(repository);
+        let mut copying = Copying::new(self, digest, bytes.len() as u64, Source::Bytes(bytes.clone()), wanted);
         // Other nodes' disks sync while ours does.
-        copying.ask(self.config().replicas.saturating_sub(1).max(others));
+        copying.ask(wanted.replicas.saturating_sub(1).max(copying.needed_others()));
         self.store_locally(bytes, digest).await?;
-        copying.wait(others).await?;
+        copying.wait().await?;
         let body = copying.body();
         copying.finish_in_background();
         Ok(body)
@@ -98,19 +113,23 @@ impl Replication {
         }
     }
 
-    /// How many nodes, this one included, must have a blob durably before it is acknowledged.
-    pub(super) fn needed_copies(&self) -> usize {
-        self.config().min_copies.min(self.consensus().members().len()).max(1)
+    /// How many copies a repository's blobs have: as a rule of the settings says, else this node's configuration.
+    pub(super) fn wanted(&self, repository: &RepositoryName) -> Wanted {
+        match self.consensus().rules().replicas(repository) {
+            Some(replicas) => Wanted { replicas, min_copies: replicas / 2 + 1 },
+            None => Wanted { replicas: self.config().replicas, min_copies: self.config().min_copies },
+        }
     }
 }
 
 impl Copying {
     /// Nothing is copied yet. Made before this node looks for its own copy or writes it: a promise comes first.
-    pub(super) fn new(replication: &Replication, digest: Digest, size: u64, source: Source) -> Self {
+    pub(super) fn new(replication: &Replication, digest: Digest, size: u64, source: Source, wanted: Wanted) -> Self {
         let (promised, pin) = replication.consensus().promises().pin(&digest);
         Self {
             promised,
             _pin: pin,
+            wanted,
             replication: replication.clone(),
             digest,
             size,
@@ -132,10 +151,24 @@ impl Copying {
         self.size
     }
 
-    /// Forgets the holders that are no members any more.
+    /// How many nodes must have it durably: no more than there are that are not drained.
+    fn needed(&self) -> usize {
+        let members = self.replication.consensus().members();
+        let stay = members.iter().filter(|member| !member.seat.draining).count();
+        self.wanted.min_copies.min(stay).max(1)
+    }
+
+    /// How many of these are others: this one counts unless it is drained.
+    fn needed_others(&self) -> usize {
+        let (own, members) = (self.replication.node_id(), self.replication.consensus().members());
+        let counts = members.iter().any(|member| member.id == own && !member.seat.draining);
+        self.needed() - usize::from(counts)
+    }
+
+    /// Forgets the holders that do not stay.
     pub(super) fn forget_gone(&mut self) {
         let members = self.replication.consensus().members();
-        self.done.retain(|(node, _)| members.iter().any(|member| member.id == *node));
+        self.done.retain(|(node, _)| members.iter().any(|member| member.id == *node && !member.seat.draining));
     }
 
     /// Asks everybody anew: the bytes may have been collected since they were promised.
@@ -165,18 +198,23 @@ impl Copying {
 
     /// Reachable peers that were not asked, those first that the blob belongs to.
     fn candidates(&self) -> Vec<Member> {
-        let peers = self.replication.reachable_peers(self.digest.as_bytes());
+        let peers = self.replication.takers(self.digest.as_bytes(), self.wanted.replicas);
         let is_done = |peer: &Member| self.done.iter().any(|(node, _)| *node == peer.id);
         peers.into_iter().filter(|peer| !is_done(peer) && !self.asked.contains(&peer.id)).collect()
     }
 
-    /// Waits until `wanted` peers have it durably, asking others where some fail.
+    /// Waits until enough nodes have it durably, asking others where some fail.
     ///
     /// # Errors
     /// They do not get it.
-    pub(super) async fn wait(&mut self, wanted: usize) -> Result<(), StoreError> {
+    pub(super) async fn wait(&mut self) -> Result<(), StoreError> {
         let deadline = Instant::now() + PATIENCE;
-        while self.done.len() < wanted {
+        loop {
+            // Members come and go, and are drained, meanwhile.
+            let wanted = self.needed_others();
+            if self.done.len() >= wanted {
+                return Ok(());
+            }
             self.ask(wanted);
             if self.running.is_empty() && Instant::now() >= deadline {
                 return Err(StoreError::NoQuorum);
@@ -195,7 +233,6 @@ impl Copying {
                 return Err(StoreError::NoQuorum);
             }
         }
-        Ok(())
     }
 
     fn finished(&mut self, finished: Option<(NodeId, Option<u64>)>) {
@@ -215,21 +252,21 @@ impl Copying {
     pub(super) fn body(&self) -> Body {
         let mut holders = vec![self.replication.consensus().node_id()];
         holders.extend(self.done.iter().map(|(node, _)| *node));
-        let min_copies = u32::try_from(self.replication.needed_copies()).unwrap_or(u32::MAX);
+        let min_copies = u32::try_from(self.needed()).unwrap_or(u32::MAX);
         let promised = self.done.iter().map(|(_, promised)| *promised).fold(self.promised, u64::min);
         Body::File { holders, min_copies, promised }
     }
 }
 
 impl Replication {
-    /// The other members that answer, in the order in which they are asked to keep what `key` names.
-    pub(super) fn reachable_peers(&self, key: &[u8]) -> Vec<Member> {
-        let own = self.consensus().node_id();
-        let members = self.consensus().members();
-        let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
-        let ranked =
-            placement::ranked(key, &ids).into_iter().filter(|id| *id != own && self.consensus().reachable(*id));
-        ranked.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
+    /// The other members that answer and are not drained, in the order in which they are asked to keep what `key` names:
+    /// those that shall keep it first, then those that take their place.
+    pub(super) fn takers(&self, key: &[u8], copies: usize) -> Vec<Member> {
+        let (own, members) = (self.node_id(), self.consensus().members());
+        let ordered = placement::ordered(key, &members, copies).into_iter();
+        let others = ordered.filter(|id| *id != own && self.consensus().reachable(*id));
+        let member = |id| members.iter().find(|member| member.id == id && !member.seat.draining).cloned();
+        others.filter_map(member).collect()
     }
 
     /// Returns the peer's promise.

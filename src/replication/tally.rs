@@ -1,16 +1,33 @@
-//! What this node should hold and does: counts for operators, and the list that repair works off.
+//! What this node should hold and does: counts for operators, and the lists that repair and removal work off.
 
 use std::collections::{HashMap, HashSet};
 
+use flotilla_raft::BlobCounts;
 use flotilla_storage::Digest;
 use parking_lot::Mutex;
 
-/// Missing digests that are known one by one. Beyond these a scan brings the next ones.
+/// Digests that are known one by one, of each kind. Beyond these a scan brings the next ones.
 const LISTED_MAX: usize = 20_000;
 
-/// The blobs that belong on this node.
+/// What one look found of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It belongs here and is here; whether to no other node as well.
+    Held {
+        /// This node alone keeps it.
+        alone: bool,
+    },
+    /// It belongs here and is not here.
+    Missing,
+    /// It is here and belongs to other nodes.
+    Surplus,
+    /// It belongs to other nodes.
+    Elsewhere,
+}
+
+/// The blobs that belong on this node, and those that do not and are here.
 ///
-/// All of them are remembered, by eight bytes each: digests are random, so that two that agree in these do not occur.
+/// All of them are remembered, by eight bytes of the digest each.
 #[derive(Default)]
 pub(super) struct Tally {
     state: Mutex<State>,
@@ -18,9 +35,17 @@ pub(super) struct Tally {
 
 #[derive(Default)]
 struct State {
-    held: HashSet<u64>,
-    missing: HashSet<u64>,
-    listed: HashMap<Digest, u64>,
+    /// With their sizes in bytes.
+    held: HashMap<u64, u64>,
+    missing: HashMap<u64, u64>,
+    surplus: HashSet<u64>,
+    alone: HashSet<u64>,
+    held_bytes: u64,
+    missing_bytes: u64,
+    listed_missing: HashMap<Digest, u64>,
+    listed_surplus: HashSet<Digest>,
+    /// The layout by which everything was compared last.
+    layout_revision: u64,
 }
 
 /// The blobs that one comparison of everything came across.
@@ -30,79 +55,121 @@ pub(super) struct Seen(HashSet<u64>);
 impl Seen {
     /// Adds one.
     pub(super) fn add(&mut self, digest: &Digest) {
-        self.0.insert(key(digest));
+        self.0.insert(digest.prefix());
+    }
+}
+
+impl State {
+    fn forget(&mut self, digest: &Digest) {
+        let key = digest.prefix();
+        self.held_bytes -= self.held.remove(&key).unwrap_or(0);
+        self.missing_bytes -= self.missing.remove(&key).unwrap_or(0);
+        self.surplus.remove(&key);
+        self.alone.remove(&key);
+        self.listed_missing.remove(digest);
+        self.listed_surplus.remove(digest);
+    }
+
+    fn hold(&mut self, digest: &Digest, size: u64, alone: bool) {
+        self.forget(digest);
+        self.held.insert(digest.prefix(), size);
+        self.held_bytes += size;
+        if alone {
+            self.alone.insert(digest.prefix());
+        }
     }
 }
 
 impl Tally {
-    /// Counts of blobs: held, and missing.
-    pub(super) fn counts(&self) -> (u64, u64) {
+    /// What other nodes are told.
+    pub(super) fn counts(&self) -> BlobCounts {
         let state = self.state.lock();
-        (state.held.len() as u64, state.missing.len() as u64)
+        BlobCounts {
+            layout_revision: state.layout_revision,
+            held: state.held.len() as u64,
+            held_bytes: state.held_bytes,
+            missing: state.missing.len() as u64,
+            missing_bytes: state.missing_bytes,
+            surplus: state.surplus.len() as u64,
+            alone: state.alone.len() as u64,
+            repair_rate: 0,
+        }
     }
 
-    /// A blob that belongs here was looked for.
-    pub(super) fn record(&self, digest: &Digest, size: u64, held: bool) {
-        let (key, mut state) = (key(digest), self.state.lock());
-        if held {
-            state.held.insert(key);
-            state.missing.remove(&key);
-            state.listed.remove(digest);
-        } else {
-            state.held.remove(&key);
-            state.missing.insert(key);
-            if state.listed.len() < LISTED_MAX {
-                state.listed.insert(*digest, size);
+    /// A blob was looked for.
+    pub(super) fn record(&self, digest: &Digest, size: u64, found: Found) {
+        let mut state = self.state.lock();
+        match found {
+            Found::Held { alone } => state.hold(digest, size, alone),
+            Found::Missing => {
+                state.forget(digest);
+                state.missing.insert(digest.prefix(), size);
+                state.missing_bytes += size;
+                if state.listed_missing.len() < LISTED_MAX {
+                    state.listed_missing.insert(*digest, size);
+                }
             }
+            Found::Surplus => {
+                state.forget(digest);
+                state.surplus.insert(digest.prefix());
+                if state.listed_surplus.len() < LISTED_MAX {
+                    state.listed_surplus.insert(*digest);
+                }
+            }
+            Found::Elsewhere => state.forget(digest),
         }
     }
 
     /// A blob was made durable here. One that no repository names yet is counted once one does.
     pub(super) fn came(&self, digest: &Digest) {
-        let (key, mut state) = (key(digest), self.state.lock());
-        if state.missing.remove(&key) {
-            state.held.insert(key);
-            state.listed.remove(digest);
+        let mut state = self.state.lock();
+        if let Some(size) = state.missing.get(&digest.prefix()).copied() {
+            state.hold(digest, size, false);
         }
     }
 
-    /// A blob does not belong here any more, since nothing names it.
+    /// A blob is not here any more, and need not be.
     pub(super) fn forget(&self, digest: &Digest) {
-        let (key, mut state) = (key(digest), self.state.lock());
-        state.held.remove(&key);
-        state.missing.remove(&key);
-        state.listed.remove(digest);
+        self.state.lock().forget(digest);
     }
 
     /// Whether it is known to be held.
     pub(super) fn is_held(&self, digest: &Digest) -> bool {
-        self.state.lock().held.contains(&key(digest))
+        self.state.lock().held.contains_key(&digest.prefix())
     }
 
-    /// Forgets what a comparison of everything did not see: it does not belong here any more.
-    pub(super) fn retain(&self, seen: &Seen) {
+    /// Everything was compared by this layout: forgets what that did not see.
+    pub(super) fn compared(&self, seen: &Seen, layout_revision: u64) {
         let mut state = self.state.lock();
-        state.held.retain(|key| seen.0.contains(key));
-        state.missing.retain(|key| seen.0.contains(key));
-        state.listed.retain(|digest, _| seen.0.contains(&key(digest)));
+        state.held.retain(|key, _| seen.0.contains(key));
+        state.missing.retain(|key, _| seen.0.contains(key));
+        state.surplus.retain(|key| seen.0.contains(key));
+        state.alone.retain(|key| seen.0.contains(key));
+        state.listed_missing.retain(|digest, _| seen.0.contains(&digest.prefix()));
+        state.listed_surplus.retain(|digest| seen.0.contains(&digest.prefix()));
+        (state.held_bytes, state.missing_bytes) = (state.held.values().sum(), state.missing.values().sum());
+        state.layout_revision = layout_revision;
     }
 
     /// Some missing blobs with their sizes in bytes, none of which `except` says.
     pub(super) fn missing(&self, limit: usize, except: impl Fn(&Digest) -> bool) -> Vec<(Digest, u64)> {
         let state = self.state.lock();
-        let listed = state.listed.iter().filter(|(digest, _)| !except(digest));
+        let listed = state.listed_missing.iter().filter(|(digest, _)| !except(digest));
         listed.take(limit).map(|(digest, size)| (*digest, *size)).collect()
     }
 
-    /// Whether more is missing than is listed, so that a scan has to bring the rest.
+    /// Some blobs that belong to other nodes.
+    pub(super) fn surplus(&self) -> Vec<Digest> {
+        self.state.lock().listed_surplus.iter().copied().collect()
+    }
+
+    /// Whether more is missing or surplus than is listed, so that a scan has to bring the rest.
     pub(super) fn needs_scan(&self) -> bool {
         let state = self.state.lock();
-        state.listed.is_empty() && !state.missing.is_empty()
+        let is_worked_off = |listed: bool, all: bool| listed && !all;
+        is_worked_off(state.listed_missing.is_empty(), state.missing.is_empty())
+            || is_worked_off(state.listed_surplus.is_empty(), state.surplus.is_empty())
     }
-}
-
-fn key(digest: &Digest) -> u64 {
-    digest.as_bytes().iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -115,34 +182,45 @@ mod tests {
         Digest::of(Algorithm::Sha256, &[number])
     }
 
+    fn counts(tally: &Tally) -> [u64; 6] {
+        let counts = tally.counts();
+        [counts.held, counts.held_bytes, counts.missing, counts.missing_bytes, counts.surplus, counts.alone]
+    }
+
     #[test]
     fn counts_follow_what_comes() {
         let tally = Tally::default();
-        tally.record(&digest(1), 10, true);
-        tally.record(&digest(2), 20, false);
-        tally.record(&digest(2), 20, false);
-        assert_eq!(tally.counts(), (1, 1));
+        tally.record(&digest(1), 10, Found::Held { alone: true });
+        tally.record(&digest(2), 20, Found::Missing);
+        tally.record(&digest(2), 20, Found::Missing);
+        tally.record(&digest(3), 30, Found::Surplus);
+        assert_eq!(counts(&tally), [1, 10, 1, 20, 1, 1]);
         assert_eq!(tally.missing(10, |_| false), [(digest(2), 20)]);
+        assert_eq!(tally.surplus(), [digest(3)]);
         tally.came(&digest(2));
-        assert_eq!(tally.counts(), (2, 0));
-        assert!(tally.missing(10, |_| false).is_empty());
+        tally.forget(&digest(3));
+        assert_eq!(counts(&tally), [2, 30, 0, 0, 0, 1]);
+        assert!(tally.missing(10, |_| false).is_empty() && tally.surplus().is_empty());
+        tally.record(&digest(1), 10, Found::Elsewhere);
+        assert_eq!(counts(&tally), [1, 20, 0, 0, 0, 0]);
     }
 
     #[test]
     fn what_a_comparison_does_not_see_is_forgotten() {
         let tally = Tally::default();
-        tally.record(&digest(1), 10, true);
-        tally.record(&digest(2), 20, false);
+        tally.record(&digest(1), 10, Found::Held { alone: false });
+        tally.record(&digest(2), 20, Found::Missing);
         let mut seen = Seen::default();
         seen.add(&digest(1));
-        tally.retain(&seen);
-        assert_eq!(tally.counts(), (1, 0));
+        tally.compared(&seen, 7);
+        assert_eq!(counts(&tally), [1, 10, 0, 0, 0, 0]);
+        assert_eq!(tally.counts().layout_revision, 7);
     }
 
     #[test]
     fn a_blob_that_no_repository_names_yet_is_not_counted() {
         let tally = Tally::default();
         tally.came(&digest(1));
-        assert_eq!(tally.counts(), (0, 0));
+        assert_eq!(counts(&tally), [0; 6]);
     }
 }

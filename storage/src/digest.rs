@@ -91,6 +91,11 @@ impl Digest {
         hex::encode(self.as_bytes())
     }
 
+    /// The first eight bytes as a number: digests are random, so that two that agree in these do not occur.
+    pub fn prefix(&self) -> u64 {
+        self.as_bytes().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+    }
+
     /// One byte for the algorithm, then the raw digest: a form that sorts and never changes.
     pub fn to_key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(1 + self.algorithm.size_bytes());

@@ -16,6 +16,8 @@ mod members;
 mod oci_client;
 mod oci_pull;
 mod oci_push;
+mod placement;
 mod referrers;
+mod scrub;
 mod tags;
 mod uploads;

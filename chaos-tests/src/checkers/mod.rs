@@ -1,9 +1,11 @@
 //! One promise of docs/INVARIANTS.md per file. A checker reads a history and names each operation that breaks the promise.
 
 mod acknowledged;
+mod failed_pulls;
 mod fresh_tags;
 
 pub use acknowledged::lost_pushes;
+pub use failed_pulls::{Outage, failed_pulls};
 pub use fresh_tags::stale_reads;
 
 use anyhow::ensure;

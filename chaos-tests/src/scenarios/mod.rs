@@ -8,6 +8,8 @@ mod clients;
 mod garbage;
 mod kill_all;
 mod kill_leader;
+mod members;
+mod million;
 mod no_quorum;
 mod watch;
 
@@ -17,7 +19,9 @@ pub use catch_up::{CatchUp, catch_up};
 pub use clients::clients;
 pub use garbage::garbage;
 pub use kill_all::kill_all;
-pub use kill_leader::kill_leader;
+pub use kill_leader::{handover, kill_leader};
+pub use members::{grow, lost_disk, zones};
+pub use million::million;
 pub use no_quorum::no_quorum;
 pub use watch::{races, watch};
 

@@ -57,10 +57,6 @@ impl PeerClient {
         Ok(Self { http })
     }
 
-    pub(crate) fn http(&self) -> &reqwest::Client {
-        &self.http
-    }
-
     /// One call. `to` is the id that must answer, where it is known.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 pub mod client;
 mod serve;
-mod snapshot_stream;
+mod snapshot_copy;
 mod transport;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 pub use client::{CallError, PeerClient};
 pub use serve::{Caller, ServeError};
+pub(crate) use snapshot_copy::Receiving;
 pub(crate) use transport::Network;
 
 use crate::command::Answer;
@@ -48,10 +49,16 @@ pub enum Call {
     Remove,
     /// Is the node of this id a member, and of which cluster?
     Recognise,
+    /// A copy of the leader's state begins.
+    CopyBegin,
+    /// Some rows of it.
+    CopyRows,
+    /// These were all: make them yours.
+    CopyEnd,
 }
 
 impl Call {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 15] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -64,6 +71,9 @@ impl Call {
         Self::Join,
         Self::Remove,
         Self::Recognise,
+        Self::CopyBegin,
+        Self::CopyRows,
+        Self::CopyEnd,
     ];
 
     /// The last part of its path.
@@ -81,6 +91,9 @@ impl Call {
             Self::Join => "join",
             Self::Remove => "remove",
             Self::Recognise => "recognise",
+            Self::CopyBegin => "copy-begin",
+            Self::CopyRows => "copy-rows",
+            Self::CopyEnd => "copy-end",
         }
     }
 
@@ -112,6 +125,27 @@ pub(crate) enum ReadIndexReply {
     NoQuorum,
 }
 
+/// A node's files, as it last compared them with what it should have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobCounts {
+    /// The layout's revision by which it compared all of them; 0 before the first time.
+    pub layout_revision: u64,
+    /// Those that belong to it and that it has.
+    pub held: u64,
+    /// Bytes of these.
+    pub held_bytes: u64,
+    /// Those that belong to it and that it does not have yet.
+    pub missing: u64,
+    /// Bytes of these.
+    pub missing_bytes: u64,
+    /// Those that it has and that belong to others, which may not all have them yet.
+    pub surplus: u64,
+    /// Those that it has and that belong to no other node.
+    pub alone: u64,
+    /// How fast it may fetch what it lacks, in bytes a second.
+    pub repair_rate: u64,
+}
+
 /// A node's word about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {
@@ -121,10 +155,8 @@ pub struct Pong {
     pub applied_index: u64,
     /// The version of its program.
     pub version: String,
-    /// Files that placement gives it and that it has.
-    pub blobs_held: u64,
-    /// Files that placement gives it and that it does not have yet.
-    pub blobs_missing: u64,
+    /// Its files.
+    pub blobs: BlobCounts,
     /// Its clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
 }
@@ -140,6 +172,8 @@ pub struct Identity {
     pub cluster_id: Option<Uuid>,
     /// Whether its log is empty: a node that has one takes no part in founding another cluster.
     pub empty: bool,
+    /// Its clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
 }
 
 /// What became of a question to join.

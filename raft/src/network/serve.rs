@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::Stream;
 use futures::future::join_all;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::{Call, JoinReply, ProposeReply, ReadIndexReply, RemoveReply, snapshot_stream};
+use super::{Call, JoinReply, ProposeReply, ReadIndexReply, RemoveReply};
 use crate::command::Proposal;
 use crate::consensus::Consensus;
 use crate::member::{NodeId, NodeRecord};
+use crate::membership::Removal;
 use crate::recognition::Recognition;
-use crate::snapshot::{Copy, Snapshot};
 use crate::types::{LogId, TypeConfig, Vote};
 use crate::wire::{self, Kind};
 
@@ -43,9 +41,6 @@ pub enum ServeError {
     /// Bytes that this build cannot read. HTTP 400.
     #[error("unreadable: {0}")]
     Unreadable(String),
-    /// Another copy of the state is coming in. HTTP 409.
-    #[error("another snapshot is being received")]
-    Busy,
     /// This node is going down. HTTP 503.
     #[error("this node has stopped: {0}")]
     Stopped(String),
@@ -59,7 +54,7 @@ fn written<T: Serialize>(answer: &T) -> Result<Vec<u8>, ServeError> {
     wire::encode(Kind::Response, answer).map_err(|problem| ServeError::Stopped(problem.to_string()))
 }
 
-fn stopped(problem: impl std::fmt::Display) -> ServeError {
+pub(super) fn stopped(problem: impl std::fmt::Display) -> ServeError {
     ServeError::Stopped(problem.to_string())
 }
 
@@ -105,29 +100,19 @@ impl Consensus {
                 written(&Recognition { cluster_id, applied_index, member })
             }
             Call::Remove => {
-                let (id, force): (NodeId, bool) = read(body)?;
-                written::<RemoveReply>(&self.remove_here(id, force).await)
+                let (id, how): (NodeId, Removal) = read(body)?;
+                written::<RemoveReply>(&self.remove_here(id, how).await)
             }
+            Call::CopyBegin => {
+                let (copy, head) = read(body)?;
+                written(&self.copy_begins(copy, head).await?)
+            }
+            Call::CopyRows => {
+                let (copy, number, rows) = read(body)?;
+                written(&self.copy_goes_on(copy, number, rows).await?)
+            }
+            Call::CopyEnd => written(&self.copy_ends(read(body)?).await?),
         }
-    }
-
-    /// Takes a snapshot from the leader: the body of `POST {PREFIX}/snapshot`.
-    ///
-    /// # Errors
-    /// See [`ServeError`]: each has its HTTP status.
-    pub async fn serve_snapshot<S: Stream<Item = Result<Bytes, String>> + Unpin>(
-        &self,
-        caller: Caller,
-        body: S,
-    ) -> Result<Vec<u8>, ServeError> {
-        self.check(caller)?;
-        let Ok(_one_at_a_time) = self.receiving().try_lock() else { return Err(ServeError::Busy) };
-        let store = self.metadata().clone();
-        let install =
-            tokio::task::spawn_blocking(move || store.begin_install()).await.map_err(stopped)?.map_err(stopped)?;
-        let (head, install) = snapshot_stream::receive(body, install).await.map_err(ServeError::Unreadable)?;
-        let snapshot = Snapshot { meta: head.meta, snapshot: Copy::Received(install) };
-        written(&self.raft().install_full_snapshot(head.vote, snapshot).await.map_err(stopped)?)
     }
 
     fn check(&self, caller: Caller) -> Result<(), ServeError> {

@@ -11,7 +11,7 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::snapshot_stream::{self, Head};
+use super::snapshot_copy::{Head, Sender};
 use super::{Call, CallError, PeerClient};
 use crate::log_store::LogStore;
 use crate::member::{NodeId, NodeRecord};
@@ -124,9 +124,10 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             return Err(StreamingError::Network(NetworkError::from_string("this snapshot has no rows to send")));
         };
         tracing::info!(node_id = format!("{:012x}", self.target), "sending a snapshot");
+        let sender = Sender { client: &self.client, record: &self.record, to: self.target, log: &self.log };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = snapshot_stream::send(&self.client, &self.record, self.target, Head { vote, meta: snapshot.meta }, view, self.log.clone()) => {
+            sent = sender.send(Head { vote, meta: snapshot.meta }, view) => {
                 let response = sent.map_err(|problem| StreamingError::from(rpc_error(problem)))?;
                 self.counters.sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 Ok(response)

@@ -94,7 +94,7 @@ impl Registry {
         Ok(found)
     }
 
-    fn each_row(
+    pub(super) fn each_row(
         &self,
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StorageError>,

@@ -90,12 +90,12 @@ pub(super) fn bytes_missing(state: &State<'_>, digest: &Digest, body: &Body) -> 
     Ok(garbage::promise_expired(state, digest, body)?.then_some(Refusal::PromiseExpired))
 }
 
-/// Whether enough of the nodes that promised the bytes are members.
+/// Whether enough of the nodes that promised the bytes are members that stay.
 fn holders_remain(state: &State<'_>, body: &Body) -> bool {
     match body {
         Body::Inline(_) => true,
         Body::File { holders, min_copies, .. } => {
-            holders.iter().filter(|holder| state.is_member(**holder)).count() >= *min_copies as usize
+            holders.iter().filter(|holder| state.may_hold(**holder)).count() >= *min_copies as usize
         }
     }
 }

@@ -38,6 +38,11 @@ pub(crate) fn settings() -> Vec<u8> {
     key(Keyspace::Meta, &[b"settings"])
 }
 
+/// The row of where blobs are placed.
+pub(crate) fn layout() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"layout"])
+}
+
 /// The row of the revision at which the settings were put.
 pub(crate) fn settings_revision() -> Vec<u8> {
     key(Keyspace::Meta, &[b"settings-revision"])
@@ -97,6 +102,16 @@ pub(crate) fn manifest(repository: &RepositoryName, digest: &Digest) -> Vec<u8> 
 /// The prefix of a repository's manifests.
 pub(crate) fn manifests(repository: &RepositoryName) -> Vec<u8> {
     key(Keyspace::Manifest, &[repository.as_str().as_bytes(), &[0]])
+}
+
+/// The prefix of a repository's blobs.
+pub(crate) fn links(repository: &RepositoryName) -> Vec<u8> {
+    key(Keyspace::Link, &[repository.as_str().as_bytes(), &[0]])
+}
+
+/// The prefix of a repository's deleted manifests that history needs.
+pub(crate) fn formers(repository: &RepositoryName) -> Vec<u8> {
+    key(Keyspace::Former, &[repository.as_str().as_bytes(), &[0]])
 }
 
 pub(crate) fn link(repository: &RepositoryName, digest: &Digest) -> Vec<u8> {

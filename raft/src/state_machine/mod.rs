@@ -10,6 +10,7 @@ mod garbage;
 mod history;
 pub(crate) mod journal;
 pub(crate) mod keys;
+mod layout;
 pub(crate) mod long_rows;
 mod manifests;
 mod policies;
@@ -23,6 +24,7 @@ mod tests;
 
 use flotilla_storage::StorageError;
 
+pub(crate) use layout::Layout;
 pub(crate) use requests::Requests;
 pub(crate) use settings::Stored as StoredSettings;
 pub(crate) use state::{Reader, State};
@@ -70,6 +72,8 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
             policies::change(state, name, document.as_deref(), *expected)
         }
         Command::FoundPolicies(policies) => policies::found(state, policies),
+        Command::PlaceNode { node, zone, weight } => layout::place(state, *node, zone, *weight),
+        Command::DrainNode { node, draining } => layout::drain(state, *node, *draining),
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

@@ -9,7 +9,7 @@ use flotilla_storage::{Digest, PresentRows, Rows, StorageError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Requests, history, keys, long_rows};
+use super::{Layout, Requests, history, keys, layout, long_rows};
 use crate::command::{Proposal, Refusal};
 use crate::member::NodeId;
 use crate::names::RepositoryName;
@@ -38,18 +38,20 @@ pub(crate) struct State<'a> {
     time_ms: u64,
     actor: String,
     rules: Arc<Rules>,
+    layout: Layout,
     requests: &'a mut Requests,
     collected: Vec<(u64, Digest)>,
 }
 
 impl<'a> State<'a> {
     /// `members` are the nodes of the membership in force, `time_ms` the clock of state so far, `rules` those of the
-    /// settings that are stored, `requests` those that the rows remember.
+    /// settings that are stored, `layout` the stored one, `requests` those that the rows remember.
     pub(crate) fn new(
         reader: &'a dyn Reader,
         members: BTreeSet<NodeId>,
         time_ms: u64,
         rules: Arc<Rules>,
+        layout: Layout,
         requests: &'a mut Requests,
     ) -> Self {
         Self {
@@ -61,6 +63,7 @@ impl<'a> State<'a> {
             time_ms,
             actor: String::new(),
             rules,
+            layout,
             requests,
             collected: Vec::new(),
         }
@@ -84,8 +87,34 @@ impl<'a> State<'a> {
     }
 
     /// A membership entry took effect.
-    pub(crate) fn set_members(&mut self, members: BTreeSet<NodeId>) {
+    pub(crate) fn set_members(&mut self, members: BTreeSet<NodeId>) -> Result<(), StorageError> {
+        if self.members == members {
+            return Ok(());
+        }
         self.members = members;
+        layout::members_changed(self)
+    }
+
+    /// The nodes of the membership in force.
+    pub(super) fn members(&self) -> &BTreeSet<NodeId> {
+        &self.members
+    }
+
+    /// Where blobs are placed.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn put_layout(&mut self, layout: Layout) -> Result<(), StorageError> {
+        self.delete_long(keys::layout())?;
+        self.put(keys::layout(), &layout)?;
+        self.layout = layout;
+        Ok(())
+    }
+
+    /// Whether a copy on this node counts.
+    pub(super) fn may_hold(&self, node: NodeId) -> bool {
+        self.is_member(node) && !self.layout.is_draining(node)
     }
 
     /// Milliseconds since the Unix epoch, never going back.
@@ -100,7 +129,7 @@ impl<'a> State<'a> {
     }
 
     /// The rules of the settings in force.
-    pub(super) fn rules(&self) -> &Rules {
+    pub(crate) fn rules(&self) -> &Rules {
         &self.rules
     }
 

@@ -11,7 +11,7 @@ use flotilla_storage::{Algorithm, Digest, Keyspace, PresentRows, StorageError};
 use uuid::Uuid;
 
 use super::journal::{CHANGES, REQUESTS, envelopes};
-use super::{Reader, Requests, State, StoredSettings, apply, keys};
+use super::{Layout, Reader, Requests, State, StoredSettings, apply, keys};
 use crate::command::{
     Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
 };
@@ -51,7 +51,8 @@ impl Memory {
         let members = BTreeSet::from([1, 2, 3]);
         let rules = StoredSettings::default().rules(self).expect("sound rows");
         let mut requests = std::mem::take(&mut self.requests);
-        let mut state = State::new(self, members, self.time_ms, rules, &mut requests);
+        let mut state =
+            State::new(self, members, self.time_ms, rules, Layout::load(self).expect("a sound row"), &mut requests);
         let mut answers = Vec::new();
         let mut index = self.index;
         for proposal in proposals {
@@ -166,6 +167,15 @@ fn command(line: &str) -> Command {
             let policies = words[1..].iter().filter_map(|word| word.split_once('='));
             Command::FoundPolicies(policies.map(|(name, text)| (name.parse().expect("a name"), text.into())).collect())
         }
+        "place" => Command::PlaceNode {
+            node: words[1].parse().expect("a node"),
+            zone: words[2].into(),
+            weight: words[3].parse().expect("a weight"),
+        },
+        "drain" => Command::DrainNode {
+            node: words[1].parse().expect("a node"),
+            draining: words[2].parse().expect("true or false"),
+        },
         "move" => Command::MoveTags(words[1..].iter().map(|word| change(word)).collect()),
         "delete-manifest" => Command::DeleteManifest { repository, digest: digest(words[2]) },
         "put" => Command::PutManifest(Box::new(ManifestPut {
@@ -245,6 +255,15 @@ fn listing(memory: &Memory, names: &BTreeMap<String, String>) -> String {
             tags.collect::<String>()
         );
     }
+    let layout = Layout::load(memory).expect("a sound row");
+    for (node, seat) in &layout.seats {
+        let drained = if seat.draining { ", draining" } else { "" };
+        let _ = writeln!(
+            out,
+            "  node {node}: zone {}, weight {}{drained}, layout {}",
+            seat.zone, seat.weight, layout.revision
+        );
+    }
     let policies = keys::policies();
     for (key, value) in memory.scan(&policies, None, usize::MAX).expect("in memory") {
         let name: crate::PolicyName = keys::name_of_version(&key, policies.len()).expect("a name");
@@ -306,6 +325,25 @@ fn manifests_without_a_tag_are_collected_where_a_rule_says_so() {
 fn policies_keep_their_versions() {
     check("policies");
     check("first-policies");
+}
+
+#[test]
+fn nodes_are_placed_and_drained_one_at_a_time() {
+    check("layout");
+}
+
+#[test]
+fn who_leaves_the_membership_has_no_seat() {
+    let mut memory = Memory::default();
+    memory.one(command("place 3 b 2"));
+    let mut requests = Requests::default();
+    let (rules, layout) = (std::sync::Arc::default(), Layout::load(&memory).expect("a sound row"));
+    let mut state = State::new(&memory, BTreeSet::from([1, 2, 3]), 0, rules, layout, &mut requests);
+    state.set_index(9);
+    state.set_members(BTreeSet::from([1, 2, 3])).expect("applied");
+    assert_eq!(state.layout().revision, 1);
+    state.set_members(BTreeSet::from([1, 2])).expect("applied");
+    assert_eq!(*state.layout(), Layout { revision: 9, ..Layout::default() });
 }
 
 #[test]

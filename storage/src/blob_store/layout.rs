@@ -17,11 +17,12 @@ const RECENT: Duration = Duration::from_secs(3600);
 pub(super) struct Layout {
     blobs: PathBuf,
     staging: PathBuf,
+    damaged: PathBuf,
 }
 
 impl Layout {
     pub(super) fn prepare(dir: &Path) -> Result<Self, StorageError> {
-        let layout = Layout { blobs: dir.join("blobs"), staging: dir.join("staging") };
+        let layout = Layout { blobs: dir.join("blobs"), staging: dir.join("staging"), damaged: dir.join("damaged") };
         for algorithm in Algorithm::ALL {
             layout.prepare_algorithm(algorithm)?;
         }
@@ -55,6 +56,21 @@ impl Layout {
 
     pub(super) fn staging(&self) -> &Path {
         &self.staging
+    }
+
+    /// Where damaged files lie aside.
+    pub(super) fn damaged(&self) -> &Path {
+        &self.damaged
+    }
+
+    /// Removes the oldest files there, so that one more makes `limit` at most.
+    pub(super) fn make_room_in_damaged(&self, limit: usize) -> Result<(), StorageError> {
+        let mut aside = entries(&self.damaged)?;
+        aside.sort_by_cached_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
+        for path in aside.iter().take((aside.len() + 1).saturating_sub(limit)) {
+            fs::remove_file(path).map_err(|error| StorageError::io(path, error))?;
+        }
+        Ok(())
     }
 
     pub(super) fn folder(&self, digest: &Digest) -> PathBuf {

@@ -22,6 +22,9 @@ use crate::error::StorageError;
 use layout::Layout;
 pub use staging::{SealError, Staging};
 
+/// Damaged files that are kept aside at most.
+pub(crate) const ASIDE_MAX: usize = 100;
+
 /// The blobs of one node. Clones share the store; all methods may be called from many threads.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
@@ -113,6 +116,23 @@ impl BlobStore {
         let target = self.inner.layout.staging().join(name);
         match fs::rename(&path, &target) {
             Ok(()) => Ok(Some(TakenOut { path: target })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StorageError::io(&path, error)),
+        }
+    }
+
+    /// Puts a damaged blob's file aside, out of the store, for people to look at; says where. The oldest ones go beyond
+    /// [`ASIDE_MAX`].
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_aside(&self, digest: &Digest) -> Result<Option<PathBuf>, StorageError> {
+        let (path, folder) = (self.path(digest), self.inner.layout.damaged());
+        durable_file::create_dir_durably(folder)?;
+        self.inner.layout.make_room_in_damaged(ASIDE_MAX)?;
+        let target = folder.join(format!("{}-{}", digest.algorithm().name(), digest.hex()));
+        match fs::rename(&path, &target) {
+            Ok(()) => Ok(Some(target)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StorageError::io(&path, error)),
         }

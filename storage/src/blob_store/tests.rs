@@ -32,6 +32,20 @@ fn staged_files(dir: &Path) -> usize {
 }
 
 #[test]
+fn a_damaged_blob_is_put_aside_and_the_oldest_go() {
+    let (dir, store) = store();
+    let digest = put(&store, Algorithm::Sha256, b"content");
+    let aside = store.set_aside(&digest).unwrap().expect("it was there");
+    assert_eq!(fs::read(&aside).unwrap(), b"content");
+    assert_eq!((store.size(&digest).unwrap(), store.set_aside(&digest).unwrap()), (None, None));
+    for number in 0..ASIDE_MAX as u32 + 5 {
+        store.set_aside(&put(&store, Algorithm::Sha256, &number.to_be_bytes())).unwrap();
+    }
+    assert_eq!(fs::read_dir(dir.path().join("damaged")).unwrap().count(), ASIDE_MAX);
+    assert_eq!(content(&store, &put(&store, Algorithm::Sha256, b"content")).as_deref(), Some(&b"content"[..]));
+}
+
+#[test]
 fn blobs_of_both_algorithms_and_an_empty_one_come_back() {
     let (dir, store) = store();
     let long: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();

@@ -1,0 +1,84 @@
+//! Bytes that a disk changed: noticed, never served as a whole blob, and mended.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use chaos_tests::client::Way;
+use chaos_tests::cluster::{Cluster, Node};
+use chaos_tests::image::{random_bytes, sha256};
+use chaos_tests::wait::until_ok;
+
+use crate::fixture::{SOON, each, flotilla, on_own_cluster};
+
+fn flip_a_bit(node: &Node, digest: &str, offset: u64) -> Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(node.blob_file(digest))?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    Ok(file.write_all_at(&[byte[0] ^ 1], offset)?)
+}
+
+/// Pushed, and a copy on every node.
+async fn everywhere(cluster: &Cluster, blob: &Bytes) -> Result<String> {
+    each(cluster)[0].push_blob("rot/app", blob, Way::Put).await?;
+    cluster.settled(&cluster.nodes().iter().collect::<Vec<_>>(), SOON).await?;
+    Ok(sha256(blob))
+}
+
+async fn is_mended(node: &Node, digest: &str) -> Result<()> {
+    until_ok(SOON, "the file is whole again", async || {
+        let bytes = fs::read(node.blob_file(digest)).context("its file")?;
+        ensure!(sha256(&bytes) == digest, "the file is damaged still");
+        Ok(())
+    })
+    .await
+}
+
+#[test]
+fn a_flipped_bit_never_reaches_a_client_as_a_whole_blob() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        // One that is read in a single piece, and one that is not.
+        for (size, offset) in [(20_000, 19_999), (5 << 20, 5)] {
+            let blob = random_bytes(&mut rand::rng(), size);
+            let digest = everywhere(cluster, &blob).await?;
+            let node = cluster.node(1);
+            flip_a_bit(node, &digest, offset)?;
+            let path = format!("/v2/rot/app/blobs/{digest}");
+            let client = cluster.client_of(node);
+            // Each answer is whole and right, or it breaks.
+            let right = async || {
+                let reply = client.get(&path).await.context("it broke")?.expect(&[200])?;
+                let is_right = reply.body == blob;
+                if !is_right {
+                    return Ok(false);
+                }
+                Ok(true)
+            };
+            ensure!(until_ok(SOON, "the blob can be had", right).await?, "wrong bytes came as a whole blob");
+            is_mended(node, &digest).await?;
+            ensure!(fs::read_dir(node.data_dir.join("damaged"))?.count() > 0, "the damaged file is kept aside");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_scrub_finds_and_mends_what_nobody_reads() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let blob = random_bytes(&mut rand::rng(), 3 << 20);
+        let digest = everywhere(cluster, &blob).await?;
+        let node = cluster.node(2);
+        flip_a_bit(node, &digest, 2 << 20)?;
+        let (done, said) = flotilla(&["scrub", "run", "--url", &cluster.node(0).url]).await?;
+        ensure!(done && said.lines().count() == 3, "{said}");
+        is_mended(node, &digest).await?;
+        ensure!(cluster.metric(node, "flotilla_scrub_damaged_files_total").await? == 1.0);
+        until_ok(SOON, "all nodes say that they are through", async || {
+            let (done, said) = flotilla(&["scrub", "status", "--url", &cluster.node(0).url]).await?;
+            ensure!(done && said.lines().skip(1).filter(|line| line.contains("ended")).count() == 3, "{said}");
+            Ok(())
+        })
+        .await
+    })
+}
