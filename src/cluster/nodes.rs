@@ -1,5 +1,7 @@
 //! What operators do to members: drained, replaced, removed for good.
 
+use std::time::{Duration, Instant};
+
 use actix_web::{HttpRequest, HttpResponse, delete, post, put, web};
 use flotilla_raft::{Command, Consensus, Member, Removal, RemoveError, replaced_by};
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -8,6 +10,10 @@ use uuid::Uuid;
 use super::operator::shown;
 use crate::oci::error::{Code, OciError};
 use crate::request::query;
+
+/// How long it may take to notice that one node is away and another there, and how often it is looked for.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The routes. The app's data must hold [`Consensus`].
 pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
@@ -86,20 +92,26 @@ async fn undrain(consensus: web::Data<Consensus>, node: web::Path<String>) -> Re
 )]
 #[post("/api/v1/nodes/{node}/replace")]
 async fn replace(consensus: web::Data<Consensus>, node: web::Path<String>) -> Result<HttpResponse, OciError> {
-    let members = consensus.members();
-    let named: Vec<&Member> = members.iter().filter(|member| member.record.name == *node).collect();
-    if named.is_empty() {
-        return Err(unknown(&node));
-    }
-    let reachable = |id| consensus.reachable(id);
-    let pair = named.iter().find_map(|new| Some((replaced_by(&members, new, reachable)?, new.id)));
-    let Some((old, by)) = pair else {
-        return Err(OciError::conflict(format!(
-            "there is no {node} under an old id that is away and a new one that is there: start it with an empty data \
-             directory first"
-        )));
+    let deadline = Instant::now() + SEEN_WITHIN;
+    let (old, by) = loop {
+        let members = consensus.members();
+        let mut named = members.iter().filter(|member| member.record.name == *node).peekable();
+        if named.peek().is_none() {
+            return Err(unknown(&node));
+        }
+        let reachable = |id| consensus.reachable(id);
+        if let Some(pair) = named.find_map(|new| Some((replaced_by(&members, new, reachable)?.clone(), new.id))) {
+            break pair;
+        }
+        if Instant::now() >= deadline {
+            return Err(OciError::conflict(format!(
+                "there is no {node} under an old id that is away and a new one that is there: start it with an empty data \
+                 directory first"
+            )));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     };
-    take_away(&consensus, old, Removal::Replaced { by }).await?;
+    take_away(&consensus, &old, Removal::Replaced { by }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

@@ -90,7 +90,7 @@ async fn shared_by_five(cluster: &Cluster) -> Result<()> {
     let remain: Vec<&Node> = cluster.nodes().iter().filter(|node| node.name != leader).collect();
     let gone = cluster.nodes().iter().find(|node| node.name == leader).context("the leader")?;
     until_ok(SOON, "who was removed ends with the reason", async || {
-        ensure!(!gone.alive() && gone.log_tail().contains("removed from"), "{}", gone.log_tail());
+        ensure!(!gone.alive() && gone.log_tail().contains("removed"), "{}", gone.log_tail());
         Ok(())
     })
     .await?;
