@@ -25,7 +25,7 @@ async fn start(dir: &Path) -> Consensus {
         voters_max: 5,
         version: "test".into(),
     };
-    Consensus::start(options).await.expect("starts")
+    Consensus::start(options, &crate::network::Dialer::plain()).await.expect("starts")
 }
 
 async fn ready(node: &Consensus) {

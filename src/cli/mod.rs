@@ -13,6 +13,7 @@ mod policy;
 mod serve;
 mod settings;
 mod tag;
+mod trust;
 mod watch;
 
 use std::fmt::Display;

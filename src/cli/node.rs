@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use reqwest::Method;
 
 use super::api::{self, Node};
+use super::trust::{RotateAuthority, TokenCommand};
 use crate::cluster::status::ClusterStatus;
 
 /// See and remove the members of the cluster.
@@ -12,6 +13,9 @@ use crate::cluster::status::ClusterStatus;
 pub(super) enum NodeCommand {
     List(List),
     Remove(Remove),
+    #[command(subcommand)]
+    Token(TokenCommand),
+    RotateAuthority(RotateAuthority),
 }
 
 /// List the members, with their ids, and why a learner has no vote yet.
@@ -43,6 +47,8 @@ impl NodeCommand {
             match self {
                 Self::List(list) => list.run().await,
                 Self::Remove(remove) => remove.run().await,
+                Self::Token(token) => token.run().await,
+                Self::RotateAuthority(rotate) => rotate.run().await,
             }
         })?;
         Ok(ExitCode::SUCCESS)

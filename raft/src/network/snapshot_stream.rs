@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::client::failure;
-use super::{CallError, PREFIX, PeerClient, TO_HEADER};
+use super::{CallError, PeerClient, TO_HEADER};
 use crate::log_store::LogStore;
 use crate::member::{NodeId, NodeRecord};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
@@ -65,8 +65,7 @@ pub(super) async fn send(
     });
     let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(queue));
     let post = client
-        .http()
-        .post(format!("http://{}{PREFIX}/snapshot", record.peer_address))
+        .post(&record.peer_address, "snapshot")
         .timeout(COPY_LIMIT)
         .header(TO_HEADER, format!("{to:012x}"))
         .body(body);

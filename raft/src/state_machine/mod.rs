@@ -17,6 +17,7 @@ mod requests;
 mod settings;
 mod state;
 mod tags;
+mod trust;
 
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
             policies::change(state, name, document.as_deref(), *expected)
         }
         Command::FoundPolicies(policies) => policies::found(state, policies),
+        Command::ChangeTrust(change) => trust::change(state, change),
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }
