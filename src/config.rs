@@ -63,6 +63,23 @@ pub(crate) struct Config {
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', value_parser = values::host_and_port)]
     pub(crate) peers: Vec<String>,
 
+    /// File of the secret by which the initial nodes know each other and others may join, 32 bytes or more
+    #[arg(long, value_name = "FILE")]
+    pub(crate) join_secret_file: Option<PathBuf>,
+
+    /// File of a token by which this node may join a cluster, as `flotilla node token create` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) join_token_file: Option<PathBuf>,
+
+    /// Leave the peer port open, without TLS: whoever reaches it can read and change everything
+    #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(default_value = "false", action = clap::ArgAction::Set)]
+    pub(crate) insecure_peers: bool,
+
+    /// Certificates of the peer port.
+    #[command(flatten)]
+    pub(crate) peer_tls: PeerTlsConfig,
+
     /// How many nodes form a new cluster, 1 to 7; without effect once it exists; default: the
     /// number of peers
     #[arg(long, value_name = "NODES", value_parser = voters())]
@@ -144,6 +161,44 @@ pub(crate) struct Config {
     /// How the nodes agree.
     #[command(flatten)]
     pub(crate) raft: RaftConfig,
+}
+
+/// By which certificates the nodes know each other: those of the cluster's own authority, unless files are named.
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize)]
+pub(crate) struct PeerTlsConfig {
+    /// Certificates of this node for the peer port (PEM), its own first, good for servers and clients; read again when it
+    /// changes; default: the cluster makes its own
+    #[arg(id = "peer_tls.cert", long = "peer-tls-cert", value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM); read again when it changes
+    #[arg(id = "peer_tls.key", long = "peer-tls-key", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+
+    /// Authorities (PEM) for nodes alone: whoever has a certificate of one of them is a node; read again when it changes
+    #[arg(id = "peer_tls.ca", long = "peer-tls-ca", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+
+    /// How long certificates are good that this node signs; they are renewed after two thirds of that
+    #[arg(id = "peer_tls.lifetime", long = "peer-tls-lifetime", value_name = "DURATION")]
+    #[arg(default_value = "90days", value_parser = values::duration)]
+    #[serde(serialize_with = "values::write_duration")]
+    pub(crate) lifetime: Duration,
+}
+
+/// Files by which a node shows who it is, and knows the others.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: PathBuf,
+}
+
+impl PeerTlsConfig {
+    /// The operator's files; `None` where the cluster makes its own certificates.
+    pub(crate) fn files(&self) -> Option<PeerFiles> {
+        Some(PeerFiles { cert: self.cert.clone()?, key: self.key.clone()?, ca: self.ca.clone()? })
+    }
 }
 
 /// The webhooks of this node.
@@ -380,6 +435,12 @@ impl Config {
             let reason = format!("{} is the address of listen and of peer_listen", self.listen);
             return Some((&["peer_listen", "listen"], reason));
         }
+        if let Some(reason) = self.peers_contradict() {
+            return Some((
+                &["insecure_peers", "peer_tls.cert", "peer_tls.key", "peer_tls.ca", "join_token_file"],
+                reason,
+            ));
+        }
         let admission = &self.admission;
         if admission.listen.is_some() && (admission.tls_cert.is_none() || admission.tls_key.is_none()) {
             let reason =
@@ -396,6 +457,23 @@ impl Config {
             return Some((&["raft.election_max", "raft.election_min"], reason.to_owned()));
         }
         None
+    }
+
+    /// Nodes know each other in one way.
+    fn peers_contradict(&self) -> Option<String> {
+        let files = &self.peer_tls;
+        let named = [&files.cert, &files.key, &files.ca].into_iter().flatten().count();
+        let joins = self.join_secret_file.is_some() || self.join_token_file.is_some();
+        match (self.insecure_peers, named) {
+            (true, 1..) => Some("an open peer port (insecure_peers) shows no certificates (peer_tls)".to_owned()),
+            (true, 0) if joins => Some("an open peer port (insecure_peers) asks for no proof to join".to_owned()),
+            (false, 1 | 2) => Some("set peer_tls.cert, peer_tls.key and peer_tls.ca, or none of them".to_owned()),
+            (false, 3) if joins => Some("who has certificates (peer_tls) needs no other proof to join".to_owned()),
+            _ if self.join_secret_file.is_some() && self.join_token_file.is_some() => {
+                Some("set join_secret_file or join_token_file, not both".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// The keys of all settings, in their order: `name`, …, `raft.election_max`.

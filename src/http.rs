@@ -24,6 +24,7 @@ use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::admission::{self, Admission};
+use crate::auth::peers::{self, PeerTls};
 use crate::cluster::metrics::Shown;
 use crate::cluster::{nodes, operator};
 use crate::oci::{self, DOCKER_DISTRIBUTION_API_VERSION, Oci, OciError, Route, repository, uploads};
@@ -37,6 +38,7 @@ pub(crate) fn app(
     readiness: web::Data<Readiness>,
     shown: web::Data<Shown>,
     admission: web::Data<Admission>,
+    tls: web::Data<PeerTls>,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -53,6 +55,7 @@ pub(crate) fn app(
         .app_data(readiness)
         .app_data(shown)
         .app_data(admission)
+        .app_data(tls)
         .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         .wrap(from_fn(accompany))
         .into_utoipa_app()
@@ -76,6 +79,7 @@ fn cors(origins: &[String]) -> Cors {
 fn described(routes: &mut ServiceConfig<'_>) {
     operator::configure(routes);
     nodes::configure(routes);
+    peers::api::configure(routes);
     admission::api::configure(routes);
     oci::changes::configure(routes);
     oci::garbage::configure(routes);

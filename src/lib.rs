@@ -2,6 +2,7 @@
 //! other crate builds on this one.
 
 mod admission;
+mod auth;
 mod body;
 mod cli;
 mod cluster;

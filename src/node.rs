@@ -5,7 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix_http::HttpService;
+use actix_service::{ServiceFactoryExt as _, map_config};
+use actix_tls::accept::TlsError;
+use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_web::dev::{AppConfig, Extensions};
 use actix_web::middleware::from_fn;
+use actix_web::rt::net::TcpStream;
 use actix_web::{App, HttpServer, dev::ServerHandle, web};
 use anyhow::Context as _;
 use flotilla_raft::{Consensus, NodeId, NodeRecord, Options, PolicyName};
@@ -15,6 +21,7 @@ use uuid::Uuid;
 
 use crate::admission::tls::Identity;
 use crate::admission::{Admission, first_policies, webhook};
+use crate::auth::peers::{self, PeerTls};
 use crate::cluster::metrics::{Gauge, Register, Shown};
 use crate::cluster::operator::shown;
 use crate::cluster::{founding, peer};
@@ -54,15 +61,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
     tracing::info!(node_id = shown(node_id), name = config.name, version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), "starting");
     tracing::warn!("there are no identities yet: whoever reaches this node may pull, push, delete and change policies");
-    let consensus = Consensus::start(options(&config, node_id, cluster_id)).await?;
-    let replication = Replication::new(consensus.clone(), blobs, config.clone())?;
+    let peer_tls = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || PeerTls::open(&config, node_id, cluster_id)).await??
+    };
+    let consensus = Consensus::start(options(&config, node_id, cluster_id), peer_tls.dialer()).await?;
+    let replication = Replication::new(consensus.clone(), blobs, config.clone(), peer_tls.dialer())?;
     let readiness = Readiness::default();
 
-    let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication)?;
+    let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication, &peer_tls)?;
     tokio::spawn(peer_server);
     let admission = web::Data::new(Admission::new(consensus.clone(), config.clone(), readiness.clone()));
     let (client_server, client_handle) =
-        serve_clients(clients, &consensus, &replication, &readiness, &config, (&admission, tls.clone()))?;
+        serve_clients(clients, &consensus, &replication, &readiness, &config, (&admission, tls.clone()), &peer_tls)?;
     tokio::spawn(client_server);
     let webhooks = match (config.admission.listen, tls) {
         (Some(listen), Some(tls)) => {
@@ -81,11 +92,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         // Later starts need no such file, and the webhooks of a cluster that never had a policy deny.
         Err(problem) => tracing::error!(reason = format!("{problem:#}"), "the first policies cannot be read"),
     }
-    let background = tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone()));
+    let certificates = tokio::spawn(peer_tls.clone().follow(consensus.clone()));
+    let background =
+        tokio::spawn(start(consensus.clone(), replication.clone(), readiness.clone(), config.clone(), peer_tls));
 
     let ended = wait(&consensus).await;
     readiness.stop();
     background.abort();
+    certificates.abort();
     replication.stop();
     stop(&consensus, &readiness, &client_handle, webhooks.as_ref(), &peer_handle, config.shutdown_timeout).await;
     drop(lock);
@@ -141,28 +155,51 @@ fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
 
 type Server = actix_web::dev::Server;
 
+/// A connection to the peer port.
+type Connection = TlsStream<TcpStream>;
+
 fn serve_peers(
     listener: TcpListener,
     consensus: &Consensus,
     replication: &Replication,
+    tls: &PeerTls,
 ) -> anyhow::Result<(Server, ServerHandle)> {
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
+    let shared = web::Data::new(tls.clone());
     let app = move || {
         App::new()
+            .wrap(from_fn(peers::admit))
             .wrap(from_fn(http::keep_body))
+            .app_data(shared.clone())
             .app_data(consensus.clone())
             .app_data(replication.clone())
             .configure(peer::configure)
             .configure(replication::configure_peer)
             .configure(uploads::configure_peer)
+            .configure(peers::configure)
     };
-    let server = HttpServer::new(app)
-        .workers(workers())
-        .keep_alive(KEEP_ALIVE)
-        .tcp_nodelay(true)
-        .disable_signals()
-        .listen(listener)?
-        .run();
+    let server = match tls.server_config()? {
+        Some(config) => {
+            let tls = tls.clone();
+            let service = move || {
+                let callers = tls.clone();
+                let http = HttpService::build()
+                    .keep_alive(KEEP_ALIVE)
+                    .tcp_nodelay(true)
+                    .on_connect_ext(move |connection: &Connection, data: &mut Extensions| {
+                        peers::remember_caller(&callers, connection, data);
+                    })
+                    .h1(map_config(app(), |()| AppConfig::default()));
+                peers::acceptor(&tls, config.clone()).and_then(http.map_err(TlsError::Service))
+            };
+            let server = actix_server::Server::build().workers(workers()).disable_signals();
+            server.listen("peers", listener, service)?.run()
+        }
+        None => {
+            let server = HttpServer::new(app).workers(workers()).keep_alive(KEEP_ALIVE).tcp_nodelay(true);
+            server.disable_signals().listen(listener)?.run()
+        }
+    };
     let handle = server.handle();
     Ok((server, handle))
 }
@@ -174,6 +211,7 @@ fn serve_clients(
     readiness: &Readiness,
     config: &Arc<Config>,
     (admission, tls): (&web::Data<Admission>, Option<Arc<Identity>>),
+    peer_tls: &PeerTls,
 ) -> anyhow::Result<(Server, ServerHandle)> {
     let oci = Oci::new(consensus.clone(), replication.clone(), config.clone(), readiness.stopping());
     let mut gauges = gauges(replication, &oci);
@@ -182,14 +220,25 @@ fn serve_clients(
         help: "When the webhooks' certificate ends, in seconds since the Unix epoch",
         read: Box::new(move || tls.ends_at()),
     }));
+    let (ends, refused, peer_tls) = (peer_tls.clone(), peer_tls.clone(), web::Data::new(peer_tls.clone()));
+    gauges.push(Gauge {
+        name: "peer_certificate_ends_timestamp_seconds",
+        help: "When this node's certificate for the other nodes ends, in seconds since the Unix epoch; 0 without one",
+        read: Box::new(move || ends.ends_at()),
+    });
     let (counted, scrubbing) = (admission.metrics.clone(), replication.clone());
-    let reviews: Register = Box::new(move |registry| counted.register(registry));
-    let scrubs: Register = Box::new(move |registry| scrubbing.scrub().register(registry));
-    let shown = web::Data::new(Shown { gauges, more: vec![reviews, scrubs] });
+    let more: Vec<Register> = vec![
+        Box::new(move |registry| counted.register(registry)),
+        Box::new(move |registry| refused.register(registry)),
+        Box::new(move |registry| scrubbing.scrub().register(registry)),
+    ];
+    let shown = web::Data::new(Shown { gauges, more });
     let oci = web::Data::new(oci);
     let admission = admission.clone();
     let (consensus, readiness) = (web::Data::new(consensus.clone()), web::Data::new(readiness.clone()));
-    let app = move || http::app(oci.clone(), consensus.clone(), readiness.clone(), shown.clone(), admission.clone());
+    let app = move || {
+        http::app(oci.clone(), consensus.clone(), readiness.clone(), shown.clone(), admission.clone(), peer_tls.clone())
+    };
     let server = HttpServer::new(app)
         .workers(workers())
         .backlog(BACKLOG)
@@ -255,9 +304,15 @@ fn workers() -> usize {
 }
 
 /// What happens once the ports are open: find the cluster, catch up, become ready.
-async fn start(consensus: Consensus, replication: Replication, readiness: Readiness, config: Arc<Config>) {
-    founding::join_or_found(&consensus, &config).await;
-    founding::name_cluster(&consensus).await;
+async fn start(
+    consensus: Consensus,
+    replication: Replication,
+    readiness: Readiness,
+    config: Arc<Config>,
+    peer_tls: PeerTls,
+) {
+    founding::join_or_found(&consensus, &config, &peer_tls).await;
+    founding::name_cluster(&consensus, &peer_tls).await;
     let (registry, dir) = (consensus.registry().clone(), config.data_dir.clone());
     let kept = tokio::task::spawn_blocking(move || match registry.cluster_id()? {
         Some(cluster_id) => identity::keep_cluster(&dir, cluster_id),

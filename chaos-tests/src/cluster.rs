@@ -41,6 +41,8 @@ pub struct Options {
     pub webhooks: bool,
     /// The zone of each node, where they are in zones.
     pub zones: Vec<String>,
+    /// Whether the nodes are given a join secret; else `extra_args` say by what they know each other.
+    pub join_secret: bool,
 }
 
 impl Default for Options {
@@ -52,6 +54,7 @@ impl Default for Options {
             ready_within: Duration::from_secs(60),
             webhooks: false,
             zones: Vec::new(),
+            join_secret: true,
         }
     }
 }
@@ -96,10 +99,19 @@ struct Plan {
     folder: PathBuf,
     /// The first nodes' peer addresses.
     peers: Vec<String>,
+    /// By what they know each other.
+    join_secret: Option<PathBuf>,
     extra_args: Vec<String>,
 }
 
+/// Arguments beside which a node is given no join secret.
+const OTHER_PROOFS: [&str; 4] = ["--join-", "--insecure-peers", "--peer-tls-cert", "--peer-tls-ca"];
+
 impl Plan {
+    fn is_open(&self) -> bool {
+        self.extra_args.iter().any(|argument| argument == "--insecure-peers")
+    }
+
     fn node(&self, index: usize, port: u16, peer_port: u16, more: Vec<String>) -> Node {
         let name = format!("n{}", index + 1);
         let data_dir = self.folder.join(&name);
@@ -112,11 +124,16 @@ impl Plan {
             ("--initial-cluster-size", self.peers.len().to_string()),
         ];
         let flags = of_its_own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        // A node that is given something else to prove is not given this.
+        let has_own = more.iter().any(|argument| OTHER_PROOFS.iter().any(|proof| argument.starts_with(proof)));
+        let secret = self.join_secret.iter().filter(|_| !has_own);
+        let secret = secret.flat_map(|file| ["--join-secret-file".to_owned(), file.display().to_string()]);
+        let flags = flags.chain(secret);
         let arguments =
             ["serve".to_owned()].into_iter().chain(flags).chain(more).chain(self.extra_args.iter().cloned());
         Node {
             url: format!("http://{}", address(port)),
-            peer_url: format!("http://{}", address(peer_port)),
+            peer_url: format!("{}://{}", if self.is_open() { "http" } else { "https" }, address(peer_port)),
             log: self.folder.join(format!("{name}.log")),
             name,
             data_dir,
@@ -145,7 +162,8 @@ impl Cluster {
         let (peer_listen, webhook_listen) = rest.split_at(options.nodes);
         let webhooks = options.webhooks.then(|| Files::make(&folder.join("webhooks"))).transpose()?;
         let peers: Vec<String> = peer_listen.iter().map(|port| address(*port)).collect();
-        let plan = Plan { program, folder: folder.clone(), peers, extra_args: options.extra_args.clone() };
+        let join_secret = options.join_secret.then(|| make_join_secret(&folder)).transpose()?;
+        let plan = Plan { program, folder: folder.clone(), peers, join_secret, extra_args: options.extra_args.clone() };
         let nodes = listen
             .iter()
             .zip(peer_listen)
@@ -216,6 +234,11 @@ impl Cluster {
     /// The node of that number, counted from 0.
     pub fn node(&self, index: usize) -> &Node {
         &self.nodes[index]
+    }
+
+    /// The node of that number, to change how it is started next.
+    pub fn node_mut(&mut self, index: usize) -> &mut Node {
+        &mut self.nodes[index]
     }
 
     /// The address that clients use, for every node.
@@ -409,6 +432,16 @@ impl Node {
         self.data_dir.join("blobs").join(algorithm).join(hex.get(..2).unwrap_or_default()).join(hex)
     }
 
+    /// What follows the program's name when it is started next.
+    pub fn arguments_mut(&mut self) -> &mut Vec<String> {
+        &mut self.arguments
+    }
+
+    /// All that the process wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// `kill -9`, and waits until the process is gone.
     pub fn kill(&self) {
         if let Some(child) = lock(&self.child).as_mut() {
@@ -560,6 +593,13 @@ impl Held {
     pub fn is_settled(&self) -> bool {
         self.compared && self.missing == 0 && self.surplus == 0
     }
+}
+
+fn make_join_secret(folder: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join("join.secret");
+    let secret: [u8; 32] = rand::rng().random();
+    fs::write(&path, hex::encode(secret) + "\n").with_context(|| path.display().to_string())?;
+    Ok(path)
 }
 
 fn address(port: u16) -> String {

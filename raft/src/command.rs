@@ -148,6 +148,38 @@ pub enum Command {
         /// Whether it is drained from now on.
         draining: bool,
     },
+    /// Changes by what the nodes believe each other.
+    ChangeTrust(TrustChange),
+}
+
+/// A change of by what the nodes believe each other: public certificates, never keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrustChange {
+    /// Replaces the authorities that all nodes trust.
+    Authorities {
+        /// Their certificates (DER).
+        certificates: Vec<Bytes>,
+        /// Which of them signs the nodes' certificates, from 0.
+        signer: u32,
+        /// The revision of the list that this replaces; 0 for none.
+        expected: u64,
+    },
+    /// Lets one node join that proves to hold the secret of a token.
+    PutToken {
+        /// The token's id.
+        id: String,
+        /// The certificate (DER) of the authority whose key follows from the secret.
+        authority: Bytes,
+        /// How long it is good, in milliseconds.
+        lifetime_ms: u64,
+    },
+    /// Uses a token up.
+    UseToken {
+        /// The token's id.
+        id: String,
+        /// The node that joins by it; it may repeat this.
+        node: NodeId,
+    },
 }
 
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
@@ -194,6 +226,7 @@ impl Command {
             Self::FoundPolicies(_) => "found-policies",
             Self::PlaceNode { .. } => "place-node",
             Self::DrainNode { .. } => "drain-node",
+            Self::ChangeTrust(_) => "change-trust",
         }
     }
 
@@ -399,4 +432,39 @@ pub enum Refusal {
     /// All members would be drained.
     #[error("no other member could take its blobs")]
     NobodyRemains,
+    /// A change of by what the nodes believe each other.
+    #[error(transparent)]
+    Trust(TrustRefusal),
+}
+
+/// Why a [`TrustChange`] changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum TrustRefusal {
+    /// The authorities are others than the ones that were to be replaced.
+    #[error("the authorities were changed at revision {current}")]
+    AuthoritiesChanged {
+        /// Their revision; 0 where there are none yet.
+        current: u64,
+    },
+    /// There would be no authority, or too many, or none that signs.
+    #[error("there are 1 or 2 authorities, one of which signs")]
+    AuthoritiesInvalid,
+    /// As many tokens as there may be have not ended yet.
+    #[error("there are {limit} tokens that have not ended yet: no more may be made")]
+    TokensFull {
+        /// How many there may be.
+        limit: u32,
+    },
+    /// There is a token of this id.
+    #[error("there is a token of this id already")]
+    TokenExists,
+    /// No such token, or it ended long ago.
+    #[error("the token is not known; did it end long ago?")]
+    TokenUnknown,
+    /// The token has ended.
+    #[error("the token has ended")]
+    TokenEnded,
+    /// Another node has used the token.
+    #[error("the token has been used by another node: make one for each node")]
+    TokenUsed,
 }

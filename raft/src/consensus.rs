@@ -22,7 +22,7 @@ use crate::forwarding::Forwarding;
 use crate::liveness::{Liveness, now_ms};
 use crate::log_store::LogStore;
 use crate::member::{Member, NodeId, NodeRecord};
-use crate::network::{CallError, Identity, Network, PeerClient, Pong, Receiving};
+use crate::network::{CallError, Dialer, Identity, Network, PeerClient, Pong, Receiving};
 use crate::promises::Promises;
 use crate::read_gate::ReadGate;
 use crate::recognition::Candidate;
@@ -169,11 +169,11 @@ struct Queues {
 
 impl Consensus {
     /// Opens log and state, replays what was committed, and takes part in the Raft group if this node is a member of
-    /// one.
+    /// one. `dialer` reaches the other nodes.
     ///
     /// # Errors
     /// Damaged data, or a configuration that openraft refuses.
-    pub async fn start(options: Options) -> Result<Self, StartError> {
+    pub async fn start(options: Options, dialer: &Dialer) -> Result<Self, StartError> {
         let dir = options.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let log = LogStore::open(&dir)?;
@@ -184,7 +184,7 @@ impl Consensus {
         });
         let (log, last_index, (state, metadata, watches)) =
             opened.await.map_err(|problem| StartError::Raft(problem.to_string()))??;
-        let client = PeerClient::new()?;
+        let client = PeerClient::new(dialer)?;
         let (registry, progress) = (Registry::new(metadata.clone()), watches.progress.borrow().clone());
         let candidate = Candidate {
             id: options.node_id,
@@ -200,7 +200,7 @@ impl Consensus {
             .await
             .map_err(|problem| StartError::Raft(problem.to_string()))?;
         let liveness = Liveness::new(options.node_id);
-        tokio::spawn(liveness.clone().run(PeerClient::new()?, watches.progress.clone()));
+        tokio::spawn(liveness.clone().run(PeerClient::new(dialer)?, watches.progress.clone()));
         let inner = Inner {
             options,
             raft,

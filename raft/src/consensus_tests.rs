@@ -26,7 +26,7 @@ async fn start(dir: &Path) -> Consensus {
         replicas: 3,
         version: "test".into(),
     };
-    Consensus::start(options).await.expect("starts")
+    Consensus::start(options, &crate::network::Dialer::plain()).await.expect("starts")
 }
 
 async fn ready(node: &Consensus) {

@@ -42,15 +42,18 @@ pub mod wire;
 #[cfg(test)]
 mod wire_tests;
 
-pub use command::{Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
+pub use command::{
+    Answer, Body, Collected, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange, TrustChange,
+    TrustRefusal,
+};
 pub use consensus::{AppliedBlob, BlobCounts, Consensus, Options, ProposeError, RaftStatus, ReadError};
 pub use member::{Member, NodeId, NodeRecord, Seat, WEIGHT_MAX, ZONE_MAX};
 pub use membership::{Removal, RemoveError};
 pub use names::{InvalidName, PolicyName, RepositoryName, Tag};
 pub use promises::{Pin, Promises};
 pub use records::{
-    Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
-    SettingsRecord, TagRecord, TagVersion,
+    AuthoritiesRecord, Candidate, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion,
+    Referrer, SettingsRecord, TagRecord, TagVersion, TokenRecord,
 };
 pub use registry::{Holding, Registry, Replicas, Whereabouts};
 pub use replacement::replaced_by;

@@ -75,12 +75,12 @@ impl Consensus {
         self.raft().initialize(nodes).await.map_err(|problem| problem.to_string())
     }
 
-    /// Gives the cluster an id, if it has none yet; returns it.
+    /// Gives the cluster this id, if it has none yet.
     ///
     /// # Errors
     /// See [`ProposeError`].
-    pub async fn name_cluster(&self) -> Result<(), ProposeError> {
-        self.propose(Uuid::new_v4(), Command::Found { cluster_id: Uuid::new_v4() }).await.map(|_| ())
+    pub async fn name_cluster(&self, cluster_id: Uuid) -> Result<(), ProposeError> {
+        self.propose(Uuid::new_v4(), Command::Found { cluster_id }).await.map(|_| ())
     }
 
     /// Asks a node of a cluster who it is.

@@ -9,6 +9,7 @@ use flotilla_storage::Digest;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::member::NodeId;
 use crate::names::{RepositoryName, Tag};
 
 /// What a tag points at.
@@ -239,4 +240,30 @@ pub struct SettingsRecord {
     pub revision: u64,
     /// When it was put, by the leader's clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+}
+
+/// The authorities that all nodes trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthoritiesRecord {
+    /// Their certificates (DER).
+    pub certificates: Vec<Bytes>,
+    /// Which of them signs the nodes' certificates, from 0.
+    pub signer: u32,
+    /// The log index at which the list was put.
+    pub revision: u64,
+    /// When it was put, by the leader's clock, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
+/// A token by which one node may join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Its id.
+    pub id: String,
+    /// The certificate (DER) of the authority whose key follows from its secret.
+    pub authority: Bytes,
+    /// When it ends, by the leader's clock, in milliseconds since the Unix epoch.
+    pub ends_ms: u64,
+    /// The node that has joined by it.
+    pub used_by: Option<NodeId>,
 }

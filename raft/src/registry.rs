@@ -10,7 +10,9 @@ use flotilla_storage::{Digest, Keyspace, MetadataStore, StorageError};
 use uuid::Uuid;
 
 use crate::names::{RepositoryName, Tag};
-use crate::records::{BlobRecord, LinkRecord, ManifestRecord, Referrer, SettingsRecord, TagRecord};
+use crate::records::{
+    AuthoritiesRecord, BlobRecord, LinkRecord, ManifestRecord, Referrer, SettingsRecord, TagRecord, TokenRecord,
+};
 use crate::state_machine::{keys, long_rows};
 use crate::wire::{self, Kind};
 
@@ -84,6 +86,22 @@ impl Registry {
     /// Damaged data.
     pub fn settings(&self) -> Result<Option<SettingsRecord>, StorageError> {
         self.row(&keys::settings())
+    }
+
+    /// The authorities that all nodes trust, once they are known to the cluster.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn authorities(&self) -> Result<Option<AuthoritiesRecord>, StorageError> {
+        self.row(&keys::authorities())
+    }
+
+    /// The tokens by which nodes may join, those included that ended a short time ago.
+    ///
+    /// # Errors
+    /// Damaged data.
+    pub fn tokens(&self) -> Result<Vec<TokenRecord>, StorageError> {
+        Ok(self.row(&keys::tokens())?.unwrap_or_default())
     }
 
     /// What a tag points at.

@@ -14,12 +14,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::command::{Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange};
+use crate::command::{
+    Answer, Body, Command, Condition, ManifestPut, Outcome, Proposal, Refusal, TagChange, TrustChange,
+};
 use crate::member::NodeRecord;
 use crate::network::{BlobCounts, Identity, Pong, ProposeReply, ReadIndexReply};
 use crate::records::{
-    BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
-    RepositoryRecord, TagRecord, TagVersion,
+    AuthoritiesRecord, BlobRecord, Change, Changed, FormerManifest, LinkRecord, ManifestRecord, Place, PolicyVersion,
+    Referrer, RepositoryRecord, TagRecord, TagVersion, TokenRecord,
 };
 use crate::state_machine::long_rows::Head;
 use crate::state_store::AppliedRow;
@@ -141,6 +143,23 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("place-node", Command::PlaceNode { node: 0xabc, zone: "eu-1a".into(), weight: 2 }),
         ("drain-node", Command::DrainNode { node: 0xabc, draining: true }),
         ("collect", Command::Collect { orphans: vec![digest("a")], limit: 200 }),
+        (
+            "authorities",
+            Command::ChangeTrust(TrustChange::Authorities {
+                certificates: vec!["certificate".into()],
+                signer: 0,
+                expected: 3,
+            }),
+        ),
+        (
+            "put-token",
+            Command::ChangeTrust(TrustChange::PutToken {
+                id: "7f".into(),
+                authority: "certificate".into(),
+                lifetime_ms: 3_600_000,
+            }),
+        ),
+        ("use-token", Command::ChangeTrust(TrustChange::UseToken { id: "7f".into(), node: 0xabc })),
     ]
 }
 
@@ -184,6 +203,11 @@ fn rows_of_state_keep_their_form() {
     golden("row-file", Kind::Row, &5_u64);
     let policy = PolicyVersion { document: Some("default: deny".into()), time_ms: 5, actor: "alice".into() };
     golden("row-policy", Kind::Row, &policy);
+    let authorities =
+        AuthoritiesRecord { certificates: vec!["certificate".into()], signer: 0, revision: 4, time_ms: 5 };
+    golden("row-authorities", Kind::Row, &authorities);
+    let token = TokenRecord { id: "7f".into(), authority: "certificate".into(), ends_ms: 6, used_by: Some(0xabc) };
+    golden("row-tokens", Kind::Row, &vec![token]);
     golden("row-repository", Kind::Row, &RepositoryRecord { blobs: 3, manifests: 2 });
     let manifest = ManifestRecord {
         media_type: "application/example".into(),

@@ -14,6 +14,7 @@ mod scrub;
 mod serve;
 mod settings;
 mod tag;
+mod trust;
 mod watch;
 
 use std::fmt::Display;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use reqwest::Method;
 
 use super::api::{self, Node};
+use super::trust::{RotateAuthority, TokenCommand};
 use crate::cluster::status::{ClusterStatus, NodeStatus};
 
 /// How often the progress of a drain is looked at.
@@ -20,6 +21,9 @@ pub(super) enum NodeCommand {
     Decommission(Decommission),
     Replace(Replace),
     Remove(Remove),
+    #[command(subcommand)]
+    Token(TokenCommand),
+    RotateAuthority(RotateAuthority),
 }
 
 /// List the members, with their ids, and why a learner has no vote yet.
@@ -94,6 +98,8 @@ impl NodeCommand {
                 Self::Decommission(decommission) => decommission.run().await,
                 Self::Replace(replace) => replace.run().await,
                 Self::Remove(remove) => remove.run().await,
+                Self::Token(token) => token.run().await,
+                Self::RotateAuthority(rotate) => rotate.run().await,
             }
         })?;
         Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use flotilla_raft::network::{Identity, JoinReply};
 use flotilla_raft::{Command, Consensus, NodeId, NodeRecord};
 
+use crate::auth::peers::PeerTls;
 use crate::config::Config;
 
 /// How often the peers are asked.
@@ -19,10 +20,10 @@ const ASK_EACH: Duration = Duration::from_millis(500);
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Brings an empty node into a cluster; returns at once for a node that has a log.
-pub(crate) async fn join_or_found(consensus: &Consensus, config: &Config) {
+pub(crate) async fn join_or_found(consensus: &Consensus, config: &Config, tls: &PeerTls) {
     let mut said = String::new();
     while consensus.is_empty() {
-        let waiting = match attempt(consensus, config).await {
+        let waiting = match attempt(consensus, config, tls).await {
             Ok(()) => return,
             Err(waiting) => waiting,
         };
@@ -35,7 +36,7 @@ pub(crate) async fn join_or_found(consensus: &Consensus, config: &Config) {
 }
 
 /// One round. `Err` says what is being waited for.
-async fn attempt(consensus: &Consensus, config: &Config) -> Result<(), String> {
+async fn attempt(consensus: &Consensus, config: &Config, tls: &PeerTls) -> Result<(), String> {
     let own = consensus.identity();
     let asked = config.peers.iter().map(|peer| async move { (peer, consensus.identity_of(peer, ASK_LIMIT).await) });
     let mut known = BTreeMap::from([(own.id, own.clone())]);
@@ -44,7 +45,7 @@ async fn attempt(consensus: &Consensus, config: &Config) -> Result<(), String> {
         match answer {
             Ok(identity) => {
                 if let Some(cluster_id) = identity.cluster_id.filter(|_| identity.id != own.id) {
-                    return join(consensus, peer, cluster_id).await;
+                    return join(consensus, tls, peer, cluster_id).await;
                 }
                 known.insert(identity.id, identity);
             }
@@ -55,12 +56,13 @@ async fn attempt(consensus: &Consensus, config: &Config) -> Result<(), String> {
         }
     }
     let known: Vec<Identity> = known.into_values().collect();
-    found_if_first(consensus, config, &known, &silent).await
+    found_if_first(consensus, config, tls, &known, &silent).await
 }
 
 async fn found_if_first(
     consensus: &Consensus,
     config: &Config,
+    tls: &PeerTls,
     known: &[Identity],
     silent: &[&str],
 ) -> Result<(), String> {
@@ -90,14 +92,24 @@ async fn found_if_first(
         return Err(format!("two nodes are called {}: give each its own `name`", twice[0]));
     }
     if names.first() != Some(&consensus.record().name.as_str()) {
+        let founder = known.iter().find(|node| node.record.name == names[0]);
+        if let Some(founder) = founder {
+            // It founds the cluster once it has signed for all; it does not before it sees all.
+            let fetched = tls.fetch_leaf(&founder.record.peer_address, None).await;
+            fetched.unwrap_or_else(|problem| tracing::debug!(problem, "the founder does not sign yet"));
+        }
         return Err(format!("waiting for {} to found the cluster", names[0]));
     }
+    let others = known.iter().filter(|node| node.id != consensus.node_id());
+    let others: Vec<(NodeId, String)> = others.map(|node| (node.id, node.record.name.clone())).collect();
+    tls.found(&others).await?;
     let nodes: BTreeMap<NodeId, NodeRecord> = known.iter().map(|node| (node.id, node.record.clone())).collect();
     tracing::info!(nodes = names.join(", "), "founding a cluster");
     consensus.found(nodes).await.map_err(|problem| format!("the cluster could not be founded: {problem}"))
 }
 
-async fn join(consensus: &Consensus, peer: &str, cluster_id: uuid::Uuid) -> Result<(), String> {
+async fn join(consensus: &Consensus, tls: &PeerTls, peer: &str, cluster_id: uuid::Uuid) -> Result<(), String> {
+    tls.fetch_leaf(peer, Some(cluster_id)).await?;
     let mut address = peer.to_owned();
     // A follower names the leader; an election may take place in between.
     for _ in 0..3 {
@@ -137,14 +149,15 @@ pub(crate) async fn take_seat(consensus: &Consensus, config: &Config) {
     }
 }
 
-/// Gives a cluster that was just founded its id. Whoever leads does it, so that a founder that dies in between leaves
-/// no nameless cluster behind.
-pub(crate) async fn name_cluster(consensus: &Consensus) {
+/// Gives a cluster that was just founded its id: the one that its certificates name, where they do. Whoever leads does it,
+/// so that a founder that dies in between leaves no nameless cluster behind.
+pub(crate) async fn name_cluster(consensus: &Consensus, tls: &PeerTls) {
     loop {
         match consensus.registry().cluster_id() {
             Ok(Some(cluster_id)) => return tracing::info!(cluster_id = %cluster_id, "cluster known"),
             Ok(None) if consensus.leader() == Some(consensus.node_id()) => {
-                if let Err(problem) = consensus.name_cluster().await {
+                if let Err(problem) = consensus.name_cluster(tls.cluster_id().unwrap_or_else(uuid::Uuid::new_v4)).await
+                {
                     tracing::warn!(error = %problem, "the cluster has no id yet");
                 }
             }

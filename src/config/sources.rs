@@ -22,6 +22,9 @@ const OTHER_VARIABLES: [&str; 4] = ["FLOTILLA_CONFIG", "FLOTILLA_URL", "FLOTILLA
 /// Settings that have several values: lists in the file, separated by commas elsewhere.
 const LISTS: [&str; 2] = ["peers", "cors_origins"];
 
+/// Settings that are true or false.
+const SWITCHES: [&str; 1] = ["insecure_peers"];
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -280,19 +283,20 @@ fn insert_from_file(
     if !known.contains(&key) {
         return Err(Refused::new(key, origin, "no setting has this name; see `flotilla serve --help`"));
     }
-    match plain(value, LISTS.contains(&key.as_str())) {
+    match plain(value, LISTS.contains(&key.as_str()), SWITCHES.contains(&key.as_str())) {
         Some(value) => given.insert_checked(key, value, origin),
         None => Err(Refused::new(key, origin, format!("{} is no type for this setting", value.type_str()))),
     }
 }
 
 /// A TOML value as it would stand behind a flag.
-fn plain(value: &DeValue<'_>, list: bool) -> Option<String> {
+fn plain(value: &DeValue<'_>, list: bool, switch: bool) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
+        DeValue::Boolean(value) if switch => Some(value.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.to_string()),
         DeValue::Array(items) if list => {
-            let items: Option<Vec<String>> = items.iter().map(|item| plain(item.get_ref(), false)).collect();
+            let items: Option<Vec<String>> = items.iter().map(|item| plain(item.get_ref(), false, false)).collect();
             items.map(|items| items.join(","))
         }
         _ => None,

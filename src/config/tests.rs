@@ -128,6 +128,26 @@ fn settings_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn nodes_know_each_other_in_one_way() {
+    assert!(load("insecure_peers = true", &[], &[]).expect("good settings").config.insecure_peers);
+    assert!(load("", &[], &["--insecure-peers"]).expect("good settings").config.insecure_peers);
+    assert!(
+        !load("insecure_peers = true", &[("FLOTILLA_INSECURE_PEERS", "false")], &[])
+            .expect("good")
+            .config
+            .insecure_peers
+    );
+    assert!(refusal("", &[], &["--insecure-peers", "--join-secret-file=s"]).contains("asks for no proof to join"));
+    assert!(
+        refusal("[peer_tls]\ncert = 'c'", &[], &[]).starts_with("peer_tls.cert (f.toml, line 2): set peer_tls.cert, ")
+    );
+    assert!(refusal("", &[], &["--join-secret-file=s", "--join-token-file=t"]).contains("not both"));
+    let files = ["--peer-tls-cert=c", "--peer-tls-key=k", "--peer-tls-ca=a"];
+    assert!(load("", &[], &files).expect("good settings").config.peer_tls.files().is_some());
+    assert!(refusal("join_secret_file = 's'", &[], &files).contains("needs no other proof"));
+}
+
+#[test]
 fn a_node_with_peers_elsewhere_must_say_where_it_is_itself() {
     assert!(refusal("", &[], &["--peers=a:7000,b:7000"]).starts_with("peer_advertise (default): must be set"));
     assert!(refusal("", &[], &["--peer-listen=127.0.0.1:0"]).starts_with("peer_advertise (default): must be set"));

@@ -238,6 +238,7 @@ impl From<Refusal> for OciError {
             Refusal::PolicyUnknown => Self::not_found(Code::Unsupported, message),
             Refusal::PolicyChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::PoliciesFull { .. } => Self::new(StatusCode::FORBIDDEN, Code::Denied, message),
+            Refusal::Trust(_) => Self::conflict(message),
             Refusal::SettingsChanged { .. } => Self::new(StatusCode::PRECONDITION_FAILED, Code::Denied, message),
             Refusal::SettingsInvalid(_) => Self::bad_request(Code::Unsupported, message),
             Refusal::InChange { number, refusal } => Self::from(*refusal).in_change(number),

@@ -34,6 +34,7 @@ mod writer;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use flotilla_raft::network::Dialer;
 use flotilla_raft::{BlobCounts, Consensus, NodeId, Replicas};
 use flotilla_storage::{BlobStore, Digest};
 use futures::Stream;
@@ -84,11 +85,16 @@ struct Inner {
 }
 
 impl Replication {
-    /// Nothing runs until [`Replication::start`].
+    /// Nothing runs until [`Replication::start`]. `dialer` reaches the other nodes.
     ///
     /// # Errors
     /// The HTTP client could not be set up.
-    pub(crate) fn new(consensus: Consensus, blobs: BlobStore, config: Arc<Config>) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(
+        consensus: Consensus,
+        blobs: BlobStore,
+        config: Arc<Config>,
+        dialer: &Dialer,
+    ) -> Result<Self, reqwest::Error> {
         let limits = Limits {
             // Each other node may have as many sessions open as this one.
             copies: config.max_uploads.saturating_mul(config.replicas),
@@ -97,7 +103,7 @@ impl Replication {
             stall: config.body_timeout * 2,
         };
         let inner = Inner {
-            peers: Peers::new()?,
+            peers: Peers::new(dialer)?,
             copies: Copies::new(blobs.clone(), limits),
             sessions: Sessions::default(),
             claims: Claims::default(),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_raft::network::{Dialer, Whom};
 use flotilla_raft::{Member, NodeId, RepositoryName};
 use flotilla_storage::Digest;
 use futures::{Stream, StreamExt};
@@ -66,6 +67,7 @@ pub(crate) enum PeerError {
 /// Talks to the other nodes' peer ports about blobs. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Peers {
+    dialer: Dialer,
     control: reqwest::Client,
     stream: reqwest::Client,
 }
@@ -75,23 +77,23 @@ impl Peers {
     ///
     /// # Errors
     /// The TLS library could not be set up.
-    pub(crate) fn new() -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(dialer: &Dialer) -> Result<Self, reqwest::Error> {
         let builder = || {
-            reqwest::Client::builder()
-                .no_proxy()
-                .http1_only()
+            dialer
+                .builder(Whom::Node)
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .pool_max_idle_per_host(IDLE_CONNECTIONS)
                 .pool_idle_timeout(IDLE_TIMEOUT)
         };
         // A body may take hours: its limit is the time without progress, which each call watches itself.
-        Ok(Self { control: builder().timeout(CONTROL_TIMEOUT).build()?, stream: builder().build()? })
+        let (control, stream) = (builder().timeout(CONTROL_TIMEOUT).build()?, builder().build()?);
+        Ok(Self { dialer: dialer.clone(), control, stream })
     }
 
     /// The size in bytes of a blob that the peer holds durably, and its promise; `None` if it does not hold it.
     pub(super) async fn promise(&self, peer: &Member, digest: &Digest) -> Result<Option<(u64, u64)>, PeerError> {
-        let answer = self.send(peer, self.control.head(blob_url(peer, digest))).await;
+        let answer = self.send(peer, self.control.head(self.blob_url(peer, digest))).await;
         match answer {
             Ok(response) => Ok(content_length(response.headers()).zip(promised(&response))),
             Err(PeerError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
@@ -101,7 +103,7 @@ impl Peers {
 
     /// Whether the peer keeps a blob, by the layout of this revision: false where it knows another one.
     pub(super) async fn keeps(&self, peer: &Member, digest: &Digest, layout: u64) -> Result<bool, PeerError> {
-        let request = self.control.head(blob_url(peer, digest)).query(&[("layout", layout)]);
+        let request = self.control.head(self.blob_url(peer, digest)).query(&[("layout", layout)]);
         match self.send(peer, request).await {
             Ok(_) => Ok(true),
             Err(PeerError::Refused { status: StatusCode::NOT_FOUND | StatusCode::CONFLICT, .. }) => Ok(false),
@@ -111,14 +113,15 @@ impl Peers {
 
     /// Tells the peer that its copy of a blob was not what it should be: it looks for itself.
     pub(super) async fn suspect(&self, peer: &Member, digest: &Digest) -> Result<(), PeerError> {
-        let url = format!("{}/check", blob_url(peer, digest));
+        let url = format!("{}/check", self.blob_url(peer, digest));
         self.send(peer, self.control.post(url)).await.map(drop)
     }
 
     /// Part of a blob as the peer sends it; the caller watches for stalls between chunks.
     pub(super) async fn get(&self, peer: &Member, digest: &Digest, range: Range<u64>) -> Result<Response, PeerError> {
         let last = range.end.saturating_sub(1);
-        let request = self.stream.get(blob_url(peer, digest)).header(RANGE, format!("bytes={}-{last}", range.start));
+        let request =
+            self.stream.get(self.blob_url(peer, digest)).header(RANGE, format!("bytes={}-{last}", range.start));
         let answer = timeout(CONTROL_TIMEOUT, self.send(peer, request)).await;
         answer.unwrap_or(Err(PeerError::Stalled { node: peer.id }))
     }
@@ -128,7 +131,7 @@ impl Peers {
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
-        let request = self.stream.put(blob_url(peer, digest)).header(CONTENT_LENGTH, size);
+        let request = self.stream.put(self.blob_url(peer, digest)).header(CONTENT_LENGTH, size);
         promised_by(peer, self.send_watched(peer, request, body, STALL_TIMEOUT, sync_timeout(size)).await?)
     }
 
@@ -144,7 +147,7 @@ impl Peers {
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
-        let request = self.stream.post(format!("{}?offset={offset}", copy_url(peer, upload)));
+        let request = self.stream.post(format!("{}?offset={offset}", self.copy_url(peer, upload)));
         let response = self.send_watched(peer, request, body, stall, STALL_TIMEOUT).await?;
         let refused = PeerError::Refused { node: peer.id, status: response.status() };
         header(&response, OFFSET_HEADER).ok_or(refused)
@@ -152,18 +155,18 @@ impl Peers {
 
     /// Makes the peer's copy of an upload a durable blob; returns its promise.
     pub(super) async fn seal(&self, peer: &Member, upload: Uuid, digest: &Digest, size: u64) -> Result<u64, PeerError> {
-        let url = format!("{}/seal?digest={digest}&size={size}", copy_url(peer, upload));
+        let url = format!("{}/seal?digest={digest}&size={size}", self.copy_url(peer, upload));
         promised_by(peer, self.send(peer, self.control.post(url).timeout(sync_timeout(size))).await?)
     }
 
     /// Tells the peer that an upload is given up.
     pub(super) async fn drop_copy(&self, peer: &Member, upload: Uuid) -> Result<(), PeerError> {
-        self.send(peer, self.control.delete(copy_url(peer, upload))).await.map(drop)
+        self.send(peer, self.control.delete(self.copy_url(peer, upload))).await.map(drop)
     }
 
     /// Lets the peer have its files without a name collected; says how many it found.
     pub(super) async fn collect_orphans(&self, peer: &Member) -> Result<u64, PeerError> {
-        let request = self.control.post(format!("{}/orphans", base_url(peer))).timeout(ORPHANS_TIMEOUT);
+        let request = self.control.post(self.url(peer, format_args!("/orphans"))).timeout(ORPHANS_TIMEOUT);
         let response = self.send(peer, request).await?;
         let refused = PeerError::Refused { node: peer.id, status: response.status() };
         header(&response, COUNT_HEADER).ok_or(refused)
@@ -171,7 +174,7 @@ impl Peers {
 
     /// Whether the peer still has the upload session `upload`.
     pub(super) async fn has_session(&self, peer: &Member, upload: Uuid) -> Result<bool, PeerError> {
-        let url = format!("{}/sessions/{upload}", base_url(peer));
+        let url = self.url(peer, format_args!("/sessions/{upload}"));
         match self.send(peer, self.control.head(url)).await {
             Ok(_) => Ok(true),
             Err(PeerError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(false),
@@ -188,11 +191,27 @@ impl Peers {
         headers: HeaderMap,
         body: Option<Body>,
     ) -> Result<Response, PeerError> {
-        let mut request = self.stream.request(method, target.url(owner)).headers(headers);
+        let mut request = self.stream.request(method, self.upload_url(owner, target)).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
         request.send().await.map_err(|source| PeerError::Unreachable { node: owner.id, source })
+    }
+
+    fn url(&self, peer: &Member, path: std::fmt::Arguments<'_>) -> String {
+        self.dialer.url(&peer.record.peer_address, format_args!("/peer/v1{path}"))
+    }
+
+    fn blob_url(&self, peer: &Member, digest: &Digest) -> String {
+        self.url(peer, format_args!("/blobs/{digest}"))
+    }
+
+    fn copy_url(&self, peer: &Member, upload: Uuid) -> String {
+        self.url(peer, format_args!("/copies/{upload}"))
+    }
+
+    fn upload_url(&self, owner: &Member, target: &UploadTarget<'_>) -> String {
+        self.url(owner, format_args!("/uploads/{}/{}?{}", target.repository, target.upload, target.query))
     }
 
     async fn send(&self, peer: &Member, request: RequestBuilder) -> Result<Response, PeerError> {
@@ -252,25 +271,6 @@ pub(crate) struct UploadTarget<'a> {
     pub(crate) upload: Uuid,
     /// The query as the client wrote it.
     pub(crate) query: &'a str,
-}
-
-impl UploadTarget<'_> {
-    fn url(&self, owner: &Member) -> String {
-        let address = &owner.record.peer_address;
-        format!("http://{address}/peer/v1/uploads/{}/{}?{}", self.repository, self.upload, self.query)
-    }
-}
-
-fn base_url(peer: &Member) -> String {
-    format!("http://{}/peer/v1", peer.record.peer_address)
-}
-
-fn blob_url(peer: &Member, digest: &Digest) -> String {
-    format!("{}/blobs/{digest}", base_url(peer))
-}
-
-fn copy_url(peer: &Member, upload: Uuid) -> String {
-    format!("{}/copies/{upload}", base_url(peer))
 }
 
 // `Response::content_length` of an answer to HEAD is that of its body, which is empty.

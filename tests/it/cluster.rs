@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use chaos_tests::wait::until_ok;
 
-use crate::fixture::{SOON, each, on_cluster, on_own_cluster, push_small};
+use crate::fixture::{SOON, each, on_cluster, on_own_cluster, peer_client, push_small};
 
 #[test]
 fn a_running_node_is_healthy_and_ready() -> Result<()> {
@@ -101,7 +101,7 @@ fn a_cluster_without_one_of_its_nodes_is_degraded_and_heals() -> Result<()> {
 fn a_message_for_another_node_is_refused() -> Result<()> {
     on_cluster(async |cluster| {
         let node = &cluster.nodes()[0];
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = peer_client(Some(&std::fs::read_to_string(node.data_dir.join("tls/node.pem"))?))?;
         let ping = http.post(format!("{}/peer/v1/raft/ping", node.peer_url)).header("flotilla-to", "0000000000ff");
         ensure!(
             ping.send().await?.status() == 421,

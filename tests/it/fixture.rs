@@ -55,6 +55,16 @@ pub(crate) async fn flotilla(arguments: &[&str]) -> Result<(bool, String)> {
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
+/// A client of peer ports, with this certificate and key (PEM). It believes every node.
+pub(crate) fn peer_client(pem: Option<&str>) -> Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true);
+    let builder = match pem {
+        Some(pem) => builder.identity(reqwest::Identity::from_pem(pem.as_bytes())?),
+        None => builder,
+    };
+    Ok(builder.timeout(Duration::from_secs(10)).build()?)
+}
+
 /// A client of each node.
 pub(crate) fn each(cluster: &Cluster) -> Vec<Client> {
     cluster.nodes().iter().map(|node| cluster.client_of(node)).collect()

@@ -16,6 +16,7 @@ mod members;
 mod oci_client;
 mod oci_pull;
 mod oci_push;
+mod peers_tls;
 mod placement;
 mod referrers;
 mod scrub;

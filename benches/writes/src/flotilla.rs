@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use flotilla_raft::{
     Answer, Body, Command, ManifestPut, NodeId, Proposal, RepositoryName, Tag,
-    network::{Call, PeerClient, ProposeReply},
+    network::{Call, Dialer, PeerClient, ProposeReply},
 };
 use flotilla_storage::{Algorithm, Digest};
 use futures::future::try_join_all;
@@ -72,6 +72,7 @@ struct Node {
     pid: i32,
     url: String,
     peer_url: String,
+    data_dir: PathBuf,
 }
 
 impl Node {
@@ -80,7 +81,17 @@ impl Node {
     }
 
     fn peer_address(&self) -> &str {
-        self.peer_url.trim_start_matches("http://")
+        self.peer_url.trim_start_matches("https://")
+    }
+
+    /// Calls peers as this node does, by its certificate.
+    fn dialer(&self) -> Result<Dialer> {
+        let path = self.data_dir.join("tls/node.pem");
+        let pem = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let identity = reqwest::Identity::from_pem(&pem).with_context(|| path.display().to_string())?;
+        Ok(Dialer::tls(move |_| {
+            reqwest::Client::builder().identity(identity.clone()).tls_danger_accept_invalid_certs(true)
+        }))
     }
 }
 
@@ -197,7 +208,7 @@ impl Flotilla {
     fn peer_clients(&self, count: usize) -> Result<Vec<PeerClient>> {
         let mut clients = self.peer_clients.lock().unwrap_or_else(PoisonError::into_inner);
         while clients.len() < count {
-            clients.push(PeerClient::new()?);
+            clients.push(PeerClient::new(&self.nodes.first().context("a node")?.dialer()?)?);
         }
         Ok(clients[..count].to_vec())
     }
@@ -349,7 +360,7 @@ mod tests {
     #[test]
     fn dev_json_and_the_cluster_state_are_read() {
         let text = r#"{"nodes":[{"name":"n1","id":"0000000000ff","pid":7,"url":"http://127.0.0.1:1",
-            "peer_url":"http://127.0.0.1:2","data_dir":"/x"}]}"#;
+            "peer_url":"https://127.0.0.1:2","data_dir":"/x"}]}"#;
         let node = serde_json::from_str::<Description>(text).expect("valid").nodes.remove(0);
         assert_eq!(node.node_id().expect("an id"), 255);
         assert_eq!(node.peer_address(), "127.0.0.1:2");

@@ -8,7 +8,7 @@ mod transport;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use client::{CallError, PeerClient};
+pub use client::{CallError, Dialer, PeerClient, Whom};
 pub use serve::{Caller, ServeError};
 pub(crate) use snapshot_copy::Receiving;
 pub(crate) use transport::Network;
@@ -95,6 +95,11 @@ impl Call {
             Self::CopyRows => "copy-rows",
             Self::CopyEnd => "copy-end",
         }
+    }
+
+    /// Whether it is asked of nodes, and answered to nodes, that may not belong to the cluster yet.
+    pub fn is_for_newcomers(self) -> bool {
+        matches!(self, Self::Identity | Self::Recognise | Self::Join)
     }
 
     /// The call of this name.

@@ -53,6 +53,16 @@ pub(crate) fn policies_revision() -> Vec<u8> {
     key(Keyspace::Meta, &[b"policies"])
 }
 
+/// The row of the authorities that all nodes trust.
+pub(crate) fn authorities() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"authorities"])
+}
+
+/// The row of the tokens by which nodes may join.
+pub(crate) fn tokens() -> Vec<u8> {
+    key(Keyspace::Meta, &[b"tokens"])
+}
+
 /// The prefix of the versions of all policies; what follows it in a key has the form of a tag's version.
 pub(crate) fn policies() -> Vec<u8> {
     key(Keyspace::Policy, &[])

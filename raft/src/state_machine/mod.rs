@@ -18,6 +18,7 @@ mod requests;
 mod settings;
 mod state;
 mod tags;
+mod trust;
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ fn decide(state: &mut State<'_>, proposal: &Proposal) -> Applied {
         Command::FoundPolicies(policies) => policies::found(state, policies),
         Command::PlaceNode { node, zone, weight } => layout::place(state, *node, zone, *weight),
         Command::DrainNode { node, draining } => layout::drain(state, *node, *draining),
+        Command::ChangeTrust(change) => trust::change(state, change),
         Command::Collect { orphans, limit } => garbage::collect(state, orphans, *limit),
     }
 }

@@ -11,13 +11,15 @@ use flotilla_storage::{Algorithm, Digest, Keyspace, PresentRows, StorageError};
 use uuid::Uuid;
 
 use super::journal::{CHANGES, REQUESTS, envelopes};
+use super::trust::TOKENS_MAX;
 use super::{Layout, Reader, Requests, State, StoredSettings, apply, keys};
 use crate::command::{
-    Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange,
+    Answer, Body, Command, Condition, INLINE_BODY_MAX, ManifestPut, Outcome, Proposal, Refusal, TagChange, TrustChange,
+    TrustRefusal,
 };
 use crate::records::{
-    BlobRecord, Candidate, Change, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer, RepositoryRecord,
-    TagRecord,
+    AuthoritiesRecord, BlobRecord, Candidate, Change, LinkRecord, ManifestRecord, Place, PolicyVersion, Referrer,
+    RepositoryRecord, TagRecord,
 };
 use crate::settings::Rules;
 use crate::wire::{self, Kind};
@@ -636,4 +638,71 @@ fn the_rows_do_not_depend_on_where_chunks_begin() {
     let (one, many) = (rows(1), rows(256));
     assert_eq!(one.0, many.0);
     assert!(one.1 == many.1, "{} and {} rows", one.1.len(), many.1.len());
+}
+
+fn trust(change: TrustChange) -> Command {
+    Command::ChangeTrust(change)
+}
+
+fn trust_refused(answer: &Answer) -> Option<&TrustRefusal> {
+    match &answer.result {
+        Err(Refusal::Trust(refusal)) => Some(refusal),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_authorities_are_replaced_only_by_who_knows_them() {
+    let mut memory = Memory::default();
+    let mut put = |certificates: &[&'static str], signer, expected| {
+        let certificates = certificates.iter().map(|one| Bytes::from_static(one.as_bytes())).collect();
+        memory.one(trust(TrustChange::Authorities { certificates, signer, expected }))
+    };
+    assert_eq!(put(&["a"], 0, 0).result, Ok(Outcome::Done));
+    assert_eq!(trust_refused(&put(&["b"], 0, 0)), Some(&TrustRefusal::AuthoritiesChanged { current: 1 }));
+    assert_eq!(put(&["a", "b"], 1, 1).result, Ok(Outcome::Done));
+    for (certificates, signer) in [(&[][..], 0), (&["a"][..], 1), (&["a", "b", "c"][..], 0)] {
+        assert_eq!(trust_refused(&put(certificates, signer, 3)), Some(&TrustRefusal::AuthoritiesInvalid));
+    }
+    let record: AuthoritiesRecord = memory.row(&keys::authorities()).expect("put");
+    assert_eq!((record.certificates.len(), record.signer, record.revision), (2, 1, 3));
+}
+
+#[test]
+fn a_token_is_used_by_one_node_before_it_ends() {
+    let mut memory = Memory::default();
+    let put = |id: &str, lifetime_ms| {
+        trust(TrustChange::PutToken { id: id.into(), authority: Bytes::from_static(b"certificate"), lifetime_ms })
+    };
+    let used_by = |id: &str, node| trust(TrustChange::UseToken { id: id.into(), node });
+    assert_eq!(memory.one(put("a", 60_000)).result, Ok(Outcome::Done));
+    assert_eq!(trust_refused(&memory.one(put("a", 60_000))), Some(&TrustRefusal::TokenExists));
+    assert_eq!(trust_refused(&memory.one(used_by("b", 4))), Some(&TrustRefusal::TokenUnknown));
+    assert_eq!(memory.one(used_by("a", 4)).result, Ok(Outcome::Done));
+    // An answer that was lost is asked for again.
+    assert_eq!(memory.one(used_by("a", 4)).result, Ok(Outcome::Done));
+    assert_eq!(trust_refused(&memory.one(used_by("a", 5))), Some(&TrustRefusal::TokenUsed));
+    assert_eq!(memory.one(put("c", 1000)).result, Ok(Outcome::Done));
+    memory.waited_ms += 10_000;
+    assert_eq!(trust_refused(&memory.one(used_by("c", 5))), Some(&TrustRefusal::TokenEnded));
+    // A day later nobody is told any more.
+    memory.waited_ms += 25 * 60 * 60 * 1000;
+    assert_eq!(memory.one(put("d", 1000)).result, Ok(Outcome::Done));
+    assert_eq!(trust_refused(&memory.one(used_by("c", 5))), Some(&TrustRefusal::TokenUnknown));
+}
+
+#[test]
+fn tokens_have_a_limit_that_ended_ones_do_not_count_for() {
+    let mut memory = Memory::default();
+    let put = |id: u32, lifetime_ms| {
+        let authority = Bytes::from(vec![7; 400]);
+        trust(TrustChange::PutToken { id: id.to_string(), authority, lifetime_ms })
+    };
+    for id in 0..TOKENS_MAX {
+        assert_eq!(memory.one(put(id, if id == 0 { 150_000 } else { 10_000_000 })).result, Ok(Outcome::Done), "{id}");
+    }
+    let full = TrustRefusal::TokensFull { limit: TOKENS_MAX };
+    assert_eq!(trust_refused(&memory.one(put(1000, 60_000))), Some(&full));
+    memory.waited_ms += 100_000;
+    assert_eq!(memory.one(put(1001, 60_000)).result, Ok(Outcome::Done));
 }

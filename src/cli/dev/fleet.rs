@@ -85,7 +85,8 @@ impl Fleet {
 
     fn spawn(&self, node: &Arc<Node>) -> anyhow::Result<()> {
         let peers: Vec<String> = self.nodes.iter().map(|node| node.peer.to_string()).collect();
-        node.spawn(&self.binary, &peers).with_context(|| format!("cannot start {}", node.name))?;
+        let join_secret = self.home.join_secret();
+        node.spawn(&self.binary, &peers, &join_secret).with_context(|| format!("cannot start {}", node.name))?;
         let (node, dir) = (Arc::clone(node), self.home.dir.clone());
         tokio::spawn(async move {
             let end = node.ended().await;
@@ -165,7 +166,7 @@ impl Fleet {
                 "id": ids.get(&node.name),
                 "pid": node.pid(),
                 "url": node.url,
-                "peer_url": format!("http://{}", node.peer),
+                "peer_url": format!("https://{}", node.peer),
                 "data_dir": node.data_dir,
             })
         });

@@ -1,11 +1,14 @@
 //! The folder of a `flotilla dev` cluster: whose it is, and what lies in it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -15,6 +18,7 @@ const MARKER: &str = "flotilla-dev.toml";
 const LOCK: &str = "dev.lock";
 const SOCKET: &str = "dev.sock";
 const DESCRIPTION: &str = "dev.json";
+const JOIN_SECRET: &str = "join.secret";
 
 /// The folder, ours alone while this lives.
 #[derive(Debug)]
@@ -59,7 +63,29 @@ impl Home {
     /// failed, say because a port is taken, can be tried again with another port.
     pub(super) fn mark(&self) -> anyhow::Result<()> {
         let text = format!("# This folder belongs to `flotilla dev`.\n{}", toml::to_string(&self.shape)?);
-        write_whole(&self.dir, MARKER, text.as_bytes())
+        write_whole(&self.dir, MARKER, text.as_bytes())?;
+        self.make_join_secret()
+    }
+
+    /// The secret by which the nodes know each other.
+    pub(super) fn join_secret(&self) -> PathBuf {
+        self.dir.join(JOIN_SECRET)
+    }
+
+    fn make_join_secret(&self) -> anyhow::Result<()> {
+        let path = self.join_secret();
+        if path.exists() {
+            return Ok(());
+        }
+        let secret = STANDARD.encode(rand::random::<[u8; 32]>());
+        let staged = path.with_extension("new");
+        let write = || {
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
+            writeln!(file, "{secret}")?;
+            file.sync_all()?;
+            fs::rename(&staged, &path)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Removes what is true only while the nodes run.
@@ -192,6 +218,19 @@ mod tests {
         assert_eq!(Home::open(&dir, None, None).expect("ours").shape, Shape { nodes: 5, port: 6000 });
         assert!(refusal(&dir, Some(3), None).contains("a cluster of 5 nodes at port 6000, not of 3"));
         assert!(refusal(&dir, None, Some(7000)).contains("at port 7000"));
+    }
+
+    #[test]
+    fn the_join_secret_is_made_once_and_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let home = marked(folder.path(), None, None);
+        let made = fs::read(home.join_secret()).expect("made");
+        assert_eq!(made.len(), 45);
+        home.mark().expect("written");
+        assert_eq!(fs::read(home.join_secret()).expect("kept"), made);
+        let mode = fs::metadata(home.join_secret()).expect("made").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

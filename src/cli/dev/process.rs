@@ -67,7 +67,7 @@ impl Node {
     }
 
     /// Everything that makes the node, so that its command line alone can start it again.
-    fn flags(&self, peers: &[String]) -> Vec<OsString> {
+    fn flags(&self, peers: &[String], join_secret: &Path) -> Vec<OsString> {
         let mut flags: Vec<OsString> = vec![
             format!("--name={}", self.name).into(),
             format!("--listen={}", self.client).into(),
@@ -78,16 +78,17 @@ impl Node {
             format!("--initial-cluster-size={}", peers.len()).into(),
         ];
         flags.extend(["--data-dir".into(), self.data_dir.clone().into_os_string()]);
+        flags.extend(["--join-secret-file".into(), join_secret.as_os_str().to_owned()]);
         flags
     }
 
     /// Starts its process; both streams of output go to its log.
-    pub(super) fn spawn(self: &Arc<Self>, binary: &Path, peers: &[String]) -> anyhow::Result<()> {
+    pub(super) fn spawn(self: &Arc<Self>, binary: &Path, peers: &[String], join_secret: &Path) -> anyhow::Result<()> {
         let log = File::options().append(true).create(true).open(&self.log).context("its log")?;
         let mut command = tokio::process::Command::new(binary);
         command
             .arg("serve")
-            .args(self.flags(peers))
+            .args(self.flags(peers, join_secret))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

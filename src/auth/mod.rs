@@ -1,0 +1,3 @@
+//! Who asks, and may they. So far: the other nodes.
+
+pub(crate) mod peers;
