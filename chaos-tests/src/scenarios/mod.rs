@@ -8,6 +8,7 @@ mod clients;
 mod garbage;
 mod kill_all;
 mod kill_leader;
+mod kustomize;
 mod no_quorum;
 mod watch;
 
@@ -18,6 +19,7 @@ pub use clients::clients;
 pub use garbage::garbage;
 pub use kill_all::kill_all;
 pub use kill_leader::kill_leader;
+pub use kustomize::{kustomize, kustomize_inside};
 pub use no_quorum::no_quorum;
 pub use watch::{races, watch};
 

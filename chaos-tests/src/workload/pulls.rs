@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use futures::{StreamExt, stream};
 
-use crate::client::Pushed;
+use crate::client::{Client, Pushed};
 use crate::cluster::{Cluster, Node};
 use crate::history::{Action, History, Operation, Outcome};
 
@@ -21,11 +21,23 @@ pub async fn until_served(
     puts: &[Operation],
     within: Duration,
 ) -> anyhow::Result<Duration> {
+    let client_of = |node: &Node| cluster.client_of(node).with_timeout(REQUEST_TIMEOUT);
+    let nodes: Vec<_> = nodes.iter().map(|node| (node.name.clone(), client_of(node))).collect();
+    until_served_by(&nodes, history, puts, within).await
+}
+
+/// [`until_served`] by nodes of these names, each with a client of it alone.
+pub async fn until_served_by(
+    nodes: &[(String, Client)],
+    history: &History,
+    puts: &[Operation],
+    within: Duration,
+) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let mut left: Vec<(&Node, &Operation)> =
-        nodes.iter().flat_map(|node| puts.iter().map(|put| (*node, put))).collect();
+    let mut left: Vec<(&(String, Client), &Operation)> =
+        nodes.iter().flat_map(|node| puts.iter().map(move |put| (node, put))).collect();
     loop {
-        let tried = stream::iter(left).map(|(node, put)| pull(cluster, history, node, put));
+        let tried = stream::iter(left).map(|(node, put)| pull(history, node, put));
         let failed: Vec<_> = tried.buffer_unordered(AT_ONCE).filter_map(async |failed| failed).collect().await;
         let Some((_, _, reason)) = failed.first() else {
             return Ok(began.elapsed());
@@ -43,17 +55,16 @@ pub async fn until_served(
 }
 
 async fn pull<'a>(
-    cluster: &Cluster,
     history: &History,
-    node: &'a Node,
+    node: &'a (String, Client),
     put: &'a Operation,
-) -> Option<(&'a Node, &'a Operation, String)> {
+) -> Option<(&'a (String, Client), &'a Operation, String)> {
     let pushed = Pushed {
         repository: put.repository.clone(),
         tag: put.tag.clone(),
         digest: put.digest.clone().unwrap_or_default(),
     };
-    let client = cluster.client_of(node).with_timeout(REQUEST_TIMEOUT);
+    let (name, client) = node;
     let start = history.now();
     let problem = client.verify(&pushed).await.err();
     let intact = problem.is_none();
@@ -62,10 +73,10 @@ async fn pull<'a>(
         repository: pushed.repository,
         tag: pushed.tag,
         digest: intact.then_some(pushed.digest),
-        node: node.name.clone(),
+        node: name.clone(),
         start,
         end: history.now(),
         outcome: problem.as_ref().map_or(Outcome::Ok, |problem| problem.outcome()),
     });
-    problem.map(|problem| (node, put, format!("{}: {problem}", node.name)))
+    problem.map(|problem| (node, put, format!("{name}: {problem}")))
 }
