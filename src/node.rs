@@ -40,8 +40,8 @@ const BACKLOG: u32 = 4096;
 /// How long a review that is being decided may keep a node from stopping.
 const WEBHOOK_MAX: Duration = Duration::from_secs(5);
 
-/// How long a node that cannot reach a majority after its start waits before it serves what it has.
-const SERVE_ALONE_AFTER: Duration = Duration::from_secs(10);
+/// How long a node that finds no majority after its start waits before it serves what it has.
+const SERVE_ALONE_AFTER: Duration = Duration::from_secs(30);
 
 /// Runs a node until it is told to stop.
 ///
@@ -332,7 +332,8 @@ async fn start(
             readiness.caught_up();
             break;
         }
-        if began.elapsed() > SERVE_ALONE_AFTER {
+        // While a majority answers, however long it takes to catch up with it, others serve what is newer.
+        if began.elapsed().min(consensus.quorum_lost_for()) > SERVE_ALONE_AFTER {
             tracing::warn!("no majority of the nodes answers: serving what this node has");
             break;
         }

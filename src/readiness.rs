@@ -29,7 +29,8 @@ impl Drop for InFlight {
 }
 
 impl Readiness {
-    /// This node answers from now on: it has caught up once since its start, or waited for that in vain.
+    /// This node answers from now on: it has caught up once since its start, or found no majority for a while. A
+    /// majority that is lost later changes nothing: what this node knows is the best that there is.
     pub(crate) fn started(&self) {
         self.shared.started.store(true, Ordering::Release);
     }

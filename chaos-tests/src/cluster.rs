@@ -71,12 +71,17 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     if let Some(named) = env::var_os("FLOTILLA_BIN") {
         return Ok(PathBuf::from(named));
     }
+    program("flotilla").context("build it, or name it in FLOTILLA_BIN")
+}
+
+/// A program of this workspace, built beside this executable.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
     let here = env::current_exe().context("where this program lies")?;
-    let beside = here.ancestors().skip(1).take(3).map(|folder| folder.join("flotilla"));
+    let beside = here.ancestors().skip(1).take(3).map(|folder| folder.join(name));
     beside
-        .chain([PathBuf::from("target/release/flotilla")])
+        .chain([Path::new("target/release").join(name)])
         .find(|path| path.is_file())
-        .with_context(|| format!("no flotilla program near {}: build it, or name it in FLOTILLA_BIN", here.display()))
+        .with_context(|| format!("no program {name} near {}", here.display()))
 }
 
 /// A running cluster. Dropping it kills the nodes and removes the folder, unless a test is failing
@@ -553,7 +558,7 @@ pub struct Named {
 /// One member of the cluster, as another (or itself) sees it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Member {
-    /// Its node id.
+    /// Random, and gone with its disk.
     pub id: String,
     /// As given by `--name`.
     pub name: String,

@@ -17,6 +17,7 @@ pub mod history;
 pub mod image;
 pub mod kubernetes;
 pub mod nemesis;
+pub mod pods;
 pub mod process;
 pub mod raw;
 pub mod scenarios;

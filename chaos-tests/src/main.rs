@@ -86,6 +86,14 @@ enum Scenario {
         #[arg(long, default_value_t = 10)]
         kills: u64,
     },
+    /// The pods of deploy/kustomize, in network namespaces: a cluster, rolling restarts under load, a lost disk.
+    Kustomize {
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// This process is in namespaces of its own.
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -115,6 +123,8 @@ async fn main() -> ExitCode {
         Scenario::Races { times } => scenarios::races(times).await,
         Scenario::Garbage { pushes, kills } => scenarios::garbage(pushes, kills, seed).await,
         Scenario::Admission { reviews, kills } => scenarios::admission(AdmissionSize { reviews, kills }).await,
+        Scenario::Kustomize { rounds, inside: true } => scenarios::kustomize_inside(rounds, seed).await,
+        Scenario::Kustomize { rounds, inside: false } => scenarios::kustomize(rounds, seed).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

@@ -13,6 +13,12 @@ fn seed() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_of_the_manifests_form_a_cluster_roll_under_load_and_survive_a_lost_disk() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::kustomize(1, seed()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pushes_survive_the_death_of_the_leader() -> anyhow::Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     scenarios::kill_leader(2, seed()).await

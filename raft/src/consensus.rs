@@ -363,6 +363,15 @@ impl Consensus {
         metrics.last_log_index.is_none() && metrics.last_applied.is_none()
     }
 
+    /// How long the threads that write log and state have been at what they are writing, the slower of the two. Never
+    /// blocks.
+    ///
+    /// # Errors
+    /// One of them has ended: nothing more will be stored.
+    pub fn storage_busy_for(&self) -> Result<Duration, StorageError> {
+        Ok(self.inner.log.busy_for()?.max(self.inner.metadata.busy_for()?))
+    }
+
     /// The state of the Raft group as this node sees it.
     pub fn status(&self) -> RaftStatus {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_storage::{Done, LogMeta, LogStore as Store, StorageError};
@@ -122,6 +123,14 @@ impl LogStore {
     /// Syncs of the log since it was opened.
     pub(crate) fn sync_count(&self) -> u64 {
         self.store.sync_count()
+    }
+
+    /// How long the writer thread has been at what it is writing.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn busy_for(&self) -> Result<Duration, StorageError> {
+        self.store.busy_for()
     }
 
     async fn read(&self, start: u64, end: u64, max_bytes: usize, max: usize) -> Result<Vec<Entry>, io::Error> {

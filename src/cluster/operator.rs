@@ -1,5 +1,7 @@
 //! What operators and orchestrators ask on the client port: probes, metrics, the state of the cluster.
 
+use std::time::Duration;
+
 use actix_web::{HttpResponse, ResponseError as _, get, web};
 use flotilla_raft::{Consensus, Member, NodeId};
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -8,6 +10,9 @@ use super::metrics::{self, Shown};
 use super::status::{Blobs, ClusterStatus, Leader, NodeStatus, Role};
 use crate::oci::error::OciError;
 use crate::readiness::Readiness;
+
+/// A thread that writes log or state and has been at one piece of it for so long is stuck: its disk hangs.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// The routes of the client port that are not OCI's.
 pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
@@ -21,11 +26,20 @@ async fn startupz() -> HttpResponse {
     HttpResponse::Ok().body("started\n")
 }
 
-/// 200 while the process answers; never a question of leaders or quorum.
-#[utoipa::path(responses((status = 200, description = "The process answers")))]
+/// 200 while the process answers and the threads that write log and state get on with it; never a question of leaders or
+/// quorum. Waits for nothing, so that it answers while a disk hangs.
+#[utoipa::path(responses(
+    (status = 200, description = "The process and its storage work"),
+    (status = 503, description = "Its storage hangs or has ended; says which"),
+))]
 #[get("/healthz")]
-async fn healthz() -> HttpResponse {
-    HttpResponse::Ok().body("alive\n")
+async fn healthz(consensus: web::Data<Consensus>) -> HttpResponse {
+    match consensus.storage_busy_for() {
+        Ok(busy) if busy < STUCK_AFTER => HttpResponse::Ok().body("alive\n"),
+        Ok(busy) => HttpResponse::ServiceUnavailable()
+            .body(format!("storage hangs: one write has taken {} s so far\n", busy.as_secs())),
+        Err(problem) => HttpResponse::ServiceUnavailable().body(format!("storage has ended: {problem}\n")),
+    }
 }
 
 /// 200 while the node should be sent requests.
@@ -41,6 +55,7 @@ async fn readyz(readiness: web::Data<Readiness>, consensus: web::Data<Consensus>
     let reason = match () {
         () if readiness.is_stopping() => "stopping\n",
         () if consensus.members().is_empty() => "waiting for peers to found or join a cluster\n",
+        () if !consensus.quorum_reachable() => "catching up: no majority of the nodes answers yet\n",
         () => "catching up\n",
     };
     HttpResponse::ServiceUnavailable().body(reason)

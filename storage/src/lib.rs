@@ -20,6 +20,7 @@ pub mod format;
 mod keyspace;
 mod log_store;
 mod metadata_store;
+mod pulse;
 pub mod sync;
 
 pub use blob_store::{BlobStore, SealError, Staging};

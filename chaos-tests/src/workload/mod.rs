@@ -4,7 +4,7 @@ mod pulls;
 mod pushes;
 mod tags;
 
-pub use pulls::{Pulls, until_served};
+pub use pulls::{Pulls, until_served, until_served_by};
 pub use pushes::Pushes;
 pub use tags::Tags;
 

@@ -68,11 +68,23 @@ pub async fn until_served(
     puts: &[Operation],
     within: Duration,
 ) -> anyhow::Result<Duration> {
+    let client_of = |node: &Node| cluster.client_of(node).with_timeout(REQUEST_TIMEOUT);
+    let nodes: Vec<_> = nodes.iter().map(|node| (node.name.clone(), client_of(node))).collect();
+    until_served_by(&nodes, history, puts, within).await
+}
+
+/// [`until_served`] by nodes of these names, each with a client of it alone.
+pub async fn until_served_by(
+    nodes: &[(String, Client)],
+    history: &History,
+    puts: &[Operation],
+    within: Duration,
+) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let mut left: Vec<(&Node, &Operation)> =
-        nodes.iter().flat_map(|node| puts.iter().map(|put| (*node, put))).collect();
+    let mut left: Vec<(&(String, Client), &Operation)> =
+        nodes.iter().flat_map(|node| puts.iter().map(move |put| (node, put))).collect();
     loop {
-        let tried = stream::iter(left).map(|(node, put)| pull(cluster, history, node, put));
+        let tried = stream::iter(left).map(|(node, put)| pull(history, node, put));
         let failed: Vec<_> = tried.buffer_unordered(AT_ONCE).filter_map(async |failed| failed).collect().await;
         let Some((_, _, reason)) = failed.first() else {
             return Ok(began.elapsed());
@@ -90,14 +102,13 @@ pub async fn until_served(
 }
 
 async fn pull<'a>(
-    cluster: &Cluster,
     history: &History,
-    node: &'a Node,
+    node: &'a (String, Client),
     put: &'a Operation,
-) -> Option<(&'a Node, &'a Operation, String)> {
-    let client = cluster.client_of(node).with_timeout(REQUEST_TIMEOUT);
-    let problem = pull_by(&client, history, &node.name, put).await;
-    problem.map(|problem| (node, put, format!("{}: {problem}", node.name)))
+) -> Option<(&'a (String, Client), &'a Operation, String)> {
+    let (name, client) = node;
+    let problem = pull_by(client, history, name, put).await;
+    problem.map(|problem| (node, put, format!("{name}: {problem}")))
 }
 
 async fn pull_by(client: &Client, history: &History, node: &str, put: &Operation) -> Option<Problem> {

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -171,6 +172,14 @@ impl LogStore {
     /// How many flushes were made since the log was opened.
     pub fn sync_count(&self) -> u64 {
         self.shared().sync_count.load(Ordering::Relaxed)
+    }
+
+    /// How long the writer thread has been at what it is writing; nothing while it has nothing to do. Never blocks.
+    ///
+    /// # Errors
+    /// `Closed`: the thread has ended.
+    pub fn busy_for(&self) -> Result<Duration, StorageError> {
+        self.shared().database.check_open().map(|()| self.shared().pulse.busy_for())
     }
 
     fn shared(&self) -> &Shared {

@@ -14,6 +14,7 @@ use super::sentinel::{Mark, Sentinel};
 use super::state::{Operation, Queued, State, Work, slot, too_large};
 use crate::database::Database;
 use crate::error::StorageError;
+use crate::pulse::Pulse;
 
 /// Payload bytes written with one flush, so that a batch stays small beside sled's cache.
 const MAX_GROUP_BYTES: usize = 8 << 20;
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     /// What is durable at the start, and whether a purge is to be ended: for the writer.
     pub(super) start: (Mark, Option<u64>),
     pub(super) writer: OnceLock<ThreadId>,
+    pub(super) pulse: Pulse,
     state: Mutex<State>,
     work_queued: Condvar,
     room: Condvar,
@@ -44,6 +46,7 @@ impl Shared {
             sync_count: AtomicU64::new(0),
             start,
             writer: OnceLock::new(),
+            pulse: Pulse::default(),
             state: Mutex::new(State::new(contents)),
             work_queued: Condvar::new(),
             room: Condvar::new(),

@@ -387,3 +387,31 @@ fn an_entry_in_the_middle_without_its_beginning_is_damage() {
         assert_eq!(matches!(error, StorageError::TailLost { .. }), lost, "{error}");
     }
 }
+
+#[test]
+fn a_writer_thread_that_does_not_get_on_is_seen_without_waiting_for_it() {
+    let (_dir, log) = log();
+    append(&log, 0..2);
+    let (hold, held) = channel::<()>();
+    let (began, begins) = channel();
+    let stuck: Done = Box::new(move |_| {
+        drop(began.send(()));
+        drop(held.recv());
+    });
+    log.append(vec![(2, payload(2))], stuck);
+    begins.recv_timeout(Duration::from_secs(20)).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(log.busy_for().unwrap() >= Duration::from_millis(20));
+    drop(hold);
+    append(&log, 3..4);
+    let until = Instant::now() + Duration::from_secs(20);
+    while log.busy_for().unwrap() > Duration::ZERO {
+        assert!(Instant::now() < until, "it has nothing to do any more");
+    }
+    log.append(vec![(4, payload(4))], Box::new(|_| panic!("on purpose")));
+    let until = Instant::now() + Duration::from_secs(20);
+    while log.busy_for().is_ok() {
+        assert!(Instant::now() < until, "the thread has ended");
+    }
+    assert!(matches!(log.busy_for(), Err(StorageError::Closed)));
+}

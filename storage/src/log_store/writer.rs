@@ -21,9 +21,11 @@ pub(super) fn run(shared: &Shared) {
     let (mark, backlog) = shared.start;
     let mut writer = Writer { shared, mark, backlog, rows: Vec::new() };
     while let Some(taken) = shared.take(writer.backlog.is_some()) {
+        shared.pulse.begin();
         if !writer.write_group(taken) {
             return;
         }
+        shared.pulse.end();
     }
 }
 

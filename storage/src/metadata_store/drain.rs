@@ -17,6 +17,7 @@ use super::view::SetAside;
 use super::{Rows, check_size};
 use crate::database::Database;
 use crate::error::StorageError;
+use crate::pulse::Pulse;
 
 /// A drain begins when the active table takes this much memory, in bytes…
 const DRAIN_BYTES: usize = 256 << 10;
@@ -28,6 +29,7 @@ const MAX_ACTIVE_BYTES: usize = 4 << 20;
 /// A database, with what was written and is not in it yet.
 pub(super) struct Buffered {
     pub(super) database: Database,
+    pub(super) pulse: Pulse,
     pub(super) tables: RwLock<Memtable>,
     control: Mutex<Control>,
     /// Something for the thread to do.
@@ -66,6 +68,7 @@ impl Buffered {
     pub(super) fn new(database: Database) -> Self {
         Buffered {
             database,
+            pulse: Pulse::default(),
             tables: RwLock::default(),
             control: Mutex::default(),
             work: Condvar::new(),
@@ -163,9 +166,11 @@ impl Buffered {
     /// The thread: drains until the store is closed or fails.
     pub(super) fn run(&self) {
         while let Some((table, last)) = self.next() {
+            self.pulse.begin();
             if let Err(error) = self.drain(&table) {
                 return self.fail(error);
             }
+            self.pulse.end();
             let mut control = self.control.lock();
             self.tables.write().release();
             control.drained = last;

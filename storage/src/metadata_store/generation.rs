@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::drain::Buffered;
 use super::{PresentRows, Rows};
@@ -115,6 +116,11 @@ impl Generation {
 
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    pub(super) fn busy_for(&self) -> Result<Duration, StorageError> {
+        let buffered = self.buffered()?;
+        buffered.database.check_open().map(|()| buffered.pulse.busy_for())
     }
 
     /// Everything is flushed and from now on this generation counts, whatever happens.

@@ -15,6 +15,7 @@ mod view;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -131,6 +132,16 @@ impl MetadataStore {
     pub fn begin_install(&self) -> Result<Install, StorageError> {
         let number = self.inner.next_generation.fetch_add(1, Ordering::Relaxed);
         Install::begin(self.clone(), number)
+    }
+
+    /// How long the thread that writes the current generation has been at what it is writing; nothing while it has
+    /// nothing to do, and while another generation is being switched to. Never blocks.
+    ///
+    /// # Errors
+    /// `Closed`: the thread has ended.
+    pub fn busy_for(&self) -> Result<Duration, StorageError> {
+        // Whoever switches holds the lock while it flushes.
+        self.inner.current.try_read().map_or(Ok(Duration::ZERO), |current| current.busy_for())
     }
 
     /// The number of the current generation.

@@ -136,6 +136,7 @@ fn while_a_drain_is_stuck_rows_are_read_and_writes_wait_at_a_limit() {
     let expected: PresentRows = [("a", "2"), ("b", "3"), ("c", "1")].map(|(k, v)| (k.into(), v.into())).into();
     assert_eq!(store.scan(b"", None, 9).unwrap(), expected);
     assert!(store.unflushed_bytes() >= 8, "active and frozen rows count");
+    eventually("the drain takes its time", || store.busy_for().unwrap() > Duration::from_millis(1));
     let written = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -177,6 +178,7 @@ fn after_a_failed_drain_everything_is_refused() {
         assert!(matches!(waits.join().unwrap(), Err(StorageError::Closed)));
     });
     assert!(store.flush().is_err());
+    assert!(matches!(store.busy_for(), Err(StorageError::Closed)));
     assert!(store.write(&vec![row("b", "1")]).is_err());
     assert!(store.write(&Rows::new()).is_err());
     assert!(store.get(b"b").is_err());
