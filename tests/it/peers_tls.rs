@@ -115,8 +115,8 @@ async fn refused(cluster: &mut Cluster) -> Result<()> {
 
     let authority = file(node, authorities(node)?.first().context("n1 holds the key")?)?;
     let name = format!("flotilla://{id}/0000000000fe");
-    let ended = forged(Some(&authority), &name, SystemTime::now() - Duration::from_secs(10))?;
-    let said = refusal(node, &ended).await?;
+    let expired = forged(Some(&authority), &name, SystemTime::now() - Duration::from_secs(10))?;
+    let said = refusal(node, &expired).await?;
     ensure!(said.contains("CertificateExpired"), "{said}");
     has_said(node, &["refused", "has expired", "0000000000fe"]).await?;
 

@@ -56,7 +56,7 @@ enum Way {
     /// By files of the operator's.
     Files(Files),
     /// By the cluster's own authority.
-    Own(Mutex<Own>),
+    Own(Box<Mutex<Own>>),
 }
 
 /// How this node shows who it is, and knows the others. Cheap to clone.
@@ -94,7 +94,7 @@ impl PeerTls {
                 let mut own = Own::open(Folder::of(&config.data_dir), node, cluster, config.peer_tls.lifetime, proof)?;
                 refuse_without_proof(config, &own)?;
                 current.put(own.material()?);
-                Way::Own(Mutex::new(own))
+                Way::Own(Box::new(Mutex::new(own)))
             }
         };
         let dialer = match &way {
