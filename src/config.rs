@@ -76,10 +76,6 @@ pub(crate) struct Config {
     #[arg(default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) insecure_peers: bool,
 
-    /// Certificates of the peer port.
-    #[command(flatten)]
-    pub(crate) peer_tls: PeerTlsConfig,
-
     /// How many nodes form a new cluster, 1 to 7; without effect once it exists; default: the
     /// number of peers
     #[arg(long, value_name = "NODES", value_parser = voters())]
@@ -153,6 +149,10 @@ pub(crate) struct Config {
     /// Form of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
+
+    /// Certificates of the peer port.
+    #[command(flatten)]
+    pub(crate) peer_tls: PeerTlsConfig,
 
     /// Which images may run in a Kubernetes cluster.
     #[command(flatten)]

@@ -137,11 +137,11 @@ async fn refused(cluster: &mut Cluster) -> Result<()> {
     has_said(node, &["not TLS"]).await?;
     ensure!(cluster.metric(node, REFUSED).await? >= 5.0);
     push_small(cluster, "refused/app", "v1").await?;
-    ended(cluster, &authority).await
+    comes_back(cluster, &authority).await
 }
 
 /// A node whose certificate ended while it was away hears that, and is helped by what proves that it may join.
-async fn ended(cluster: &mut Cluster, authority: &str) -> Result<()> {
+async fn comes_back(cluster: &mut Cluster, authority: &str) -> Result<()> {
     cluster.node(2).kill();
     let id = std::fs::read_to_string(cluster.node(2).data_dir.join("node.id"))?;
     let name = format!("flotilla://{}/{}", cluster_id(cluster).await?, id.trim());
