@@ -35,7 +35,8 @@ async fn has_no_quorum(cluster: &Cluster, node: &Node) -> Result<()> {
 fn a_node_is_ready_once_it_caught_up_and_stays_so_without_a_quorum() -> Result<()> {
     on_own_cluster(async |cluster| {
         push_small(cluster, "probes/app", "v1").await?;
-        let (alone, client) = (cluster.node(0), &each(cluster)[0]);
+        let (alone, clients) = (cluster.node(0), each(cluster));
+        let client = &clients[0];
         for gone in &cluster.nodes()[1..] {
             gone.kill();
         }
@@ -59,9 +60,8 @@ fn a_node_is_ready_once_it_caught_up_and_stays_so_without_a_quorum() -> Result<(
         ensure!(stale.header("warning").is_some(), "it does not say that it may be old");
         // A node that finds the others is ready as soon as it has caught up.
         cluster.node(1).restart()?;
-        let client = &each(cluster)[1];
         let soon = Duration::from_secs(10);
-        until_ok(soon, "two are a majority", async || probe(client, "/readyz", 200).await).await?;
+        until_ok(soon, "two are a majority", async || probe(&clients[1], "/readyz", 200).await).await?;
         Ok(())
     })
 }
@@ -76,7 +76,8 @@ async fn an_empty_node_that_waits_for_its_cluster_is_started_and_alive_and_not_r
 async fn empty_node(cluster: &mut Cluster) -> Result<()> {
     // Nobody listens on the port of discard, so it is not taken in.
     cluster.add(&["--peer-advertise", "127.0.0.1:9"])?;
-    let client = &each(cluster)[1];
+    let clients = each(cluster);
+    let client = &clients[1];
     until_ok(SOON, "it has started", async || probe(client, "/startupz", 200).await).await?;
     probe(client, "/healthz", 200).await?;
     let reason = probe(client, "/readyz", 503).await?;
@@ -124,8 +125,12 @@ fn a_disk_that_hangs_fails_the_liveness_probe_of_its_node_alone() -> Result<()> 
             let image = chaos_tests::image::Image::random(&mut rand::rng(), &[2_000]);
             clients[asked].push("probes/hung", tag, &image, chaos_tests::client::Way::Put).await
         };
-        push("v1").await?;
-        let reason = until_ok(SOON, "the probe fails", async || probe(&clients[ill], "/healthz", 503).await).await?;
+        let fails = async || {
+            // Something to write, once strace is there.
+            push("v1").await?;
+            probe(&clients[ill], "/healthz", 503).await
+        };
+        let reason = until_ok(SOON * 2, "the probe fails", fails).await?;
         ensure!(reason.contains("storage hangs"), "{reason}");
         for (number, client) in clients.iter().enumerate().filter(|(number, _)| *number != ill) {
             probe(client, "/healthz", 200).await?;

@@ -31,6 +31,7 @@ pub async fn kustomize(rounds: u32, seed: u64) -> anyhow::Result<()> {
     if !pods::allowed()? || tools::find(["kubectl"])?.is_none() {
         return Ok(());
     }
+    // The one inside prints the seed once more, as its own.
     let arguments = ["--seed", &seed.to_string(), "kustomize", "--inside", "--rounds", &rounds.to_string()];
     pods::enclosed(&program("chaos-tests")?, &arguments.map(str::to_owned)).await
 }
