@@ -70,6 +70,11 @@ enum Scenario {
         #[arg(long, default_value_t = 10)]
         kills: u64,
     },
+    /// `flotilla drill` on `flotilla dev`: its verdicts, and its figures beside those of an independent client.
+    Drill {
+        #[arg(long, default_value_t = 5)]
+        times: u32,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -94,6 +99,7 @@ async fn main() -> ExitCode {
         Scenario::Races { times } => scenarios::races(times).await,
         Scenario::Garbage { pushes, kills } => scenarios::garbage(pushes, kills, seed).await,
         Scenario::Admission { reviews, kills } => scenarios::admission(AdmissionSize { reviews, kills }).await,
+        Scenario::Drill { times } => scenarios::drill(times, seed).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::task::JoinSet;
 
-use crate::client::{Problem, Way};
+use crate::client::{Client, Problem, Way};
 use crate::cluster::Cluster;
 use crate::history::{Action, History, Operation, Outcome};
 use crate::image::Image;
@@ -29,10 +29,14 @@ pub struct Pushes {
 impl Pushes {
     /// Starts the workers. `name` is part of the repositories, so that two workloads never meet.
     pub fn start(cluster: &Cluster, history: &Arc<History>, seed: u64, name: &str, workers: u64) -> Self {
+        Self::by(|| cluster.client(), history, seed, name, workers)
+    }
+
+    /// As [`Pushes::start`], by these clients.
+    pub fn by(client: impl Fn() -> Client, history: &Arc<History>, seed: u64, name: &str, workers: u64) -> Self {
         let mut pushes = Self { over: Arc::default(), problems: Arc::default(), workers: JoinSet::new() };
         for worker in 0..workers {
-            let client =
-                cluster.client().with_timeout(REQUEST_TIMEOUT).starting_at(usize::try_from(worker).unwrap_or(0));
+            let client = client().with_timeout(REQUEST_TIMEOUT).starting_at(usize::try_from(worker).unwrap_or(0));
             let (over, problems) = (Arc::clone(&pushes.over), Arc::clone(&pushes.problems));
             let history = Arc::clone(history);
             let repository = format!("chaos/{name}-{worker}");
