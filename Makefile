@@ -67,6 +67,7 @@ chaos: ## The fault checks in full, on the release build; takes about forty minu
 	$(CHAOS) garbage --kills
 	$(CHAOS) admission --reviews 100000 --kills 10
 	$(CHAOS) kustomize --rounds 3
+	$(CHAOS) drill --times 5
 
 bench: ## Where the measurements are and how to repeat them
 	@echo 'docs/performance.md has the figures and the command for each.'

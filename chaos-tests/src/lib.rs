@@ -13,6 +13,7 @@ pub mod balancer;
 pub mod checkers;
 pub mod client;
 pub mod cluster;
+pub mod dev;
 pub mod history;
 pub mod image;
 pub mod kubernetes;

@@ -94,6 +94,11 @@ enum Scenario {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// `flotilla drill` on `flotilla dev`: its verdicts, and its figures beside those of an independent client.
+    Drill {
+        #[arg(long, default_value_t = 5)]
+        times: u32,
+    },
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -125,6 +130,7 @@ async fn main() -> ExitCode {
         Scenario::Admission { reviews, kills } => scenarios::admission(AdmissionSize { reviews, kills }).await,
         Scenario::Kustomize { rounds, inside: true } => scenarios::kustomize_inside(rounds, seed).await,
         Scenario::Kustomize { rounds, inside: false } => scenarios::kustomize(rounds, seed).await,
+        Scenario::Drill { times } => scenarios::drill(times, seed).await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

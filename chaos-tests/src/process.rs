@@ -17,6 +17,8 @@ pub enum Signal {
     Kill,
     /// A request to end in order.
     Terminate,
+    /// What Ctrl-C sends.
+    Interrupt,
     /// Stands still, with its sockets open.
     Stop,
     /// Goes on after [`Signal::Stop`].
@@ -28,6 +30,7 @@ impl Signal {
         match self {
             Self::Kill => libc::SIGKILL,
             Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
             Self::Stop => libc::SIGSTOP,
             Self::Continue => libc::SIGCONT,
         }

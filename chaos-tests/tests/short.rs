@@ -84,3 +84,9 @@ async fn reviews_are_answered_alike_and_in_time_while_the_leader_is_killed() -> 
     let _turn = ONE_AT_A_TIME.lock().await;
     scenarios::admission(AdmissionSize { reviews: 3_000, kills: 1 }).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drill_tells_what_an_independent_client_saw() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    scenarios::drill(1, seed()).await
+}

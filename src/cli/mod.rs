@@ -1,12 +1,13 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit status, for all: 0 done, 1 failed, 2 asked for something impossible. `cluster status` has
-//! its own meanings, which its help tells.
+//! Exit status, for all: 0 done, 1 failed, 2 asked for something impossible. `cluster status` and
+//! `drill` have their own meanings, which their help tells.
 
 mod api;
 mod check_config;
 mod cluster;
 mod dev;
+mod drill;
 mod gc;
 mod node;
 mod policy;
@@ -47,6 +48,8 @@ enum Command {
     #[command(subcommand)]
     Cluster(cluster::Cluster),
     #[command(subcommand)]
+    Drill(drill::Drill),
+    #[command(subcommand)]
     Gc(gc::Gc),
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -68,6 +71,7 @@ pub(crate) fn run() -> ExitCode {
         Command::CheckConfig(check_config) => check_config.run(),
         Command::Dev(dev) => dev.run(),
         Command::Cluster(cluster) => cluster.run(),
+        Command::Drill(drill) => drill.run(),
         Command::Gc(gc) => gc.run(),
         Command::Node(node) => node.run(),
         Command::Policy(policy) => policy.run(),

@@ -38,7 +38,9 @@ pub(crate) async fn join_or_found(consensus: &Consensus, config: &Config, tls: &
 /// One round. `Err` says what is being waited for.
 async fn attempt(consensus: &Consensus, config: &Config, tls: &PeerTls) -> Result<(), String> {
     let own = consensus.identity();
-    let asked = config.peers.iter().map(|peer| async move { (peer, consensus.identity_of(peer, ASK_LIMIT).await) });
+    // It need not prove to itself who it is.
+    let others = config.peers.iter().filter(|peer| **peer != own.record.peer_address);
+    let asked = others.map(|peer| async move { (peer, consensus.identity_of(peer, ASK_LIMIT).await) });
     let mut known = BTreeMap::from([(own.id, own.clone())]);
     let mut silent = Vec::new();
     for (peer, answer) in futures::future::join_all(asked).await {

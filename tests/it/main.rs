@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 mod conformance;
 mod dev;
+mod drill;
 mod errors;
 mod fixture;
 mod garbage;

@@ -303,7 +303,10 @@ async fn nobody_was_refused(cluster: &Cluster) -> Result<()> {
 }
 
 async fn authority_of(cluster: &Cluster, asked: usize) -> Result<Value> {
-    Ok(each(cluster)[asked].get("/api/v1/authority").await?.expect(&[200])?.json())
+    until_ok(SOON, "the node knows its authority", async || {
+        Ok(each(cluster)[asked].get("/api/v1/authority").await?.expect(&[200])?.json())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -49,6 +49,16 @@ fn held(status: &Status) -> Vec<u64> {
     status.nodes.iter().filter_map(|member| member.blobs.as_ref()).map(|blobs| blobs.held).collect()
 }
 
+/// Waits until so many copies lie on these nodes and no others.
+async fn copies(cluster: &Cluster, nodes: &[&Node], wanted: u64) -> Result<Status> {
+    until_ok(GROWN, &format!("{wanted} copies, all where they belong"), async || {
+        let status = cluster.settled(nodes, SOON).await?;
+        ensure!(held(&status).iter().sum::<u64>() == wanted, "{:?}", held(&status));
+        Ok(status)
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_nodes_share_the_blobs_two_may_fail_and_one_may_leave() -> Result<()> {
     let cluster = Cluster::start(Options { nodes: 5, ..Options::default() }).await?;
@@ -58,9 +68,8 @@ async fn five_nodes_share_the_blobs_two_may_fail_and_one_may_leave() -> Result<(
 
 async fn shared_by_five(cluster: &Cluster) -> Result<()> {
     let pushed = push_many(cluster, "spread/app", BLOBS).await?;
-    let status = cluster.settled(&nodes(cluster), GROWN).await?;
+    let status = copies(cluster, &nodes(cluster), 3 * BLOBS as u64).await?;
     let spread = held(&status);
-    ensure!(spread.iter().sum::<u64>() == 3 * BLOBS as u64, "three copies of each: {spread:?}");
     ensure!(spread.iter().all(|held| *held as f64 <= 0.7 * BLOBS as f64), "evenly: {spread:?}");
     ensure!(status.failures_tolerated == 2, "{status:?}");
     all_come_back(&each(cluster), &pushed).await?;
@@ -79,7 +88,7 @@ async fn shared_by_five(cluster: &Cluster) -> Result<()> {
         cluster.node(back).restart()?;
     }
     cluster.wait_ready(SOON).await?;
-    cluster.settled(&nodes(cluster), GROWN).await?;
+    copies(cluster, &nodes(cluster), 3 * (BLOBS as u64 + 3)).await?;
     all_come_back(&each(cluster), &[more]).await?;
 
     // Copies and leadership first, then the member goes.
@@ -94,8 +103,7 @@ async fn shared_by_five(cluster: &Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
-    let status = cluster.settled(&remain, GROWN).await?;
-    ensure!(held(&status).iter().sum::<u64>() == 3 * (BLOBS as u64 + 3), "{:?}", held(&status));
+    copies(cluster, &remain, 3 * (BLOBS as u64 + 3)).await?;
     let clients: Vec<Client> = remain.iter().map(|node| cluster.client_of(node)).collect();
     all_come_back(&clients, &pushed).await
 }
@@ -149,7 +157,7 @@ async fn a_node_that_lost_its_disk_takes_the_place_of_its_old_id() -> Result<()>
 
 async fn disks_lost(cluster: &Cluster) -> Result<()> {
     let pushed = push_many(cluster, "lost/app", BLOBS_OF_AN_IMAGE).await?;
-    cluster.settled(&nodes(cluster), SOON).await?;
+    copies(cluster, &nodes(cluster), 3 * BLOBS_OF_AN_IMAGE as u64).await?;
     let (done, said) = node(cluster, 0, &["replace", "n3"]).await?;
     ensure!(!done && said.contains("empty data directory"), "{said}");
     let old = comes_back_empty(cluster, 2).await?;
@@ -192,7 +200,6 @@ async fn is_whole_again(cluster: &Cluster, old: &str, pushed: &[Pushed]) -> Resu
     })
     .await?;
     cluster.wait_ready(SOON).await?;
-    let status = cluster.settled(&nodes(cluster), GROWN).await?;
-    ensure!(held(&status) == [BLOBS_OF_AN_IMAGE as u64; 3], "{:?}", held(&status));
+    copies(cluster, &nodes(cluster), 3 * BLOBS_OF_AN_IMAGE as u64).await?;
     all_come_back(&each(cluster), pushed).await
 }

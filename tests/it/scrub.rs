@@ -22,8 +22,14 @@ fn flip_a_bit(node: &Node, digest: &str, offset: u64) -> Result<()> {
 /// Pushed, and a copy on every node.
 async fn everywhere(cluster: &Cluster, blob: &Bytes) -> Result<String> {
     each(cluster)[0].push_blob("rot/app", blob, Way::Put).await?;
-    cluster.settled(&cluster.nodes().iter().collect::<Vec<_>>(), SOON).await?;
-    Ok(sha256(blob))
+    let digest = sha256(blob);
+    until_ok(SOON, "every node has its copy", async || {
+        let lacks = cluster.nodes().iter().find(|node| !node.blob_file(&digest).exists());
+        ensure!(lacks.is_none(), "{lacks:?}");
+        Ok(())
+    })
+    .await?;
+    Ok(digest)
 }
 
 async fn is_mended(node: &Node, digest: &str) -> Result<()> {

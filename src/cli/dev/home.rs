@@ -129,6 +129,32 @@ impl Shape {
     }
 }
 
+/// A node as dev.json describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(in crate::cli) struct DescribedNode {
+    /// Its name, such as n1.
+    pub(in crate::cli) name: String,
+    /// Where clients reach it.
+    pub(in crate::cli) url: String,
+}
+
+#[derive(Deserialize)]
+struct Description {
+    nodes: Vec<DescribedNode>,
+}
+
+/// The nodes of the cluster that runs in a folder, by its dev.json.
+///
+/// # Errors
+/// The file cannot be read: ask the supervisor first whether it runs.
+pub(in crate::cli) fn described_nodes(dir: &Path) -> anyhow::Result<Vec<DescribedNode>> {
+    let path = dir.join(DESCRIPTION);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let description: Description =
+        serde_json::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
+    Ok(description.nodes)
+}
+
 /// Connects to the supervisor of a folder.
 pub(super) async fn connect(dir: &Path) -> anyhow::Result<UnixStream> {
     let connected = async { UnixStream::connect(socket_path(&File::open(dir)?)).await };

@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::control::Action;
+pub(super) use self::control::{Action, Session};
 use self::fleet::Fleet;
 use self::home::Home;
+pub(super) use self::home::{DescribedNode, described_nodes};
 use super::say;
 
 /// How long the nodes may take to form a cluster.
@@ -64,11 +65,12 @@ struct Start {
     no_demo: bool,
 }
 
+/// Where the cluster lies.
 #[derive(Debug, clap::Args)]
-struct Place {
+pub(super) struct Place {
     /// Folder of the cluster: data and log of each node, dev.json, which describes the nodes
     #[arg(long, value_name = "DIR", default_value = ".flotilla")]
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -76,7 +78,7 @@ enum Command {
     Node(NodeCommand),
 }
 
-/// Stop, kill, pause, resume or start one node of a running `flotilla dev`.
+/// Stop, kill, pause, resume, start or wipe one node of a running `flotilla dev`.
 #[derive(Debug, clap::Args)]
 struct NodeCommand {
     /// What to do

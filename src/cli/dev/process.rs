@@ -155,6 +155,23 @@ impl Node {
         self.signal(signal)
     }
 
+    /// Removes its data, for good. Only of a node that does not run.
+    ///
+    /// # Errors
+    /// It runs, here or started by somebody else, or the folder cannot be removed.
+    pub(super) async fn wipe(&self) -> anyhow::Result<()> {
+        let removed = self.data_dir.with_extension("wiped");
+        remove(&removed).await?;
+        // From here to the rename nothing else happens on this one thread, so that no start gets in between.
+        if let Some(pid) = self.pid() {
+            bail!("{} runs (pid {pid}): only a node that is stopped can lose its data", self.name);
+        }
+        self.require_free_ports("somebody else seems to have started it (`ss -ltnp` shows who listens)")?;
+        std::fs::rename(&self.data_dir, &removed)
+            .with_context(|| format!("cannot move {}", self.data_dir.display()))?;
+        remove(&removed).await
+    }
+
     /// Sends a signal to the process that we run.
     pub(super) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let Process::Running(pid) = *self.process.borrow() else {
@@ -178,6 +195,15 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
         format!("{}:\n  {}\n", self.log.display(), tail.join("\n  "))
+    }
+}
+
+async fn remove(folder: &Path) -> anyhow::Result<()> {
+    match tokio::fs::remove_dir_all(folder).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
