@@ -193,11 +193,15 @@ mod tests {
             version: None,
             applied_index: None,
             lag: None,
-            blobs: Some(Blobs { held: 3, missing: 0 }),
+            blobs: Some(Blobs { held: 3, ..Blobs::default() }),
+            zone: String::new(),
+            weight: 1,
+            draining: false,
+            clock_off_ms: None,
         };
         let nodes = vec![node("n1", Role::Leader), node("n2", Role::Follower), node("n3", Role::Follower)];
         let leader = Leader { id: "id-n1".to_owned(), name: "n1".to_owned() };
-        let mut status = ClusterStatus::new("c".to_owned(), 1, 1, Some(leader), nodes);
+        let mut status = ClusterStatus::new("c".to_owned(), 1, 1, Some(leader), nodes, 3);
         change(&mut status);
         lack(&status, 3, 3)
     }
@@ -211,7 +215,10 @@ mod tests {
         assert_eq!(lacks(|status| status.nodes[2].role = Role::Learner), "2 members vote, not 3");
         assert_eq!(lacks(|status| status.nodes[2].reachable = false), "n3 cannot be reached");
         assert_eq!(lacks(|status| status.nodes[1].blobs = None), "what n2 holds is not known");
-        assert_eq!(lacks(|status| status.nodes[1].blobs = Some(Blobs { held: 1, missing: 2 })), "n2 lacks 2 blobs");
+        assert_eq!(
+            lacks(|status| status.nodes[1].blobs = Some(Blobs { held: 1, missing: 2, ..Blobs::default() })),
+            "n2 lacks 2 blobs"
+        );
     }
 
     #[tokio::test]
