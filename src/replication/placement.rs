@@ -161,5 +161,5 @@ mod tests {
     }
 
     const ORDERED_BY_THE_FIRST_RELEASE: [NodeId; 3] = [3, 2, 1];
-    const WEIGHTED_BY_THE_FIRST_RELEASE: [NodeId; 5] = [1, 2, 3, 4, 5];
+    const WEIGHTED_BY_THE_FIRST_RELEASE: [NodeId; 5] = [3, 4, 5, 2, 1];
 }
