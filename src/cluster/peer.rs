@@ -1,12 +1,14 @@
 //! Mounts the Raft group's calls on the peer port.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use bytes::BytesMut;
 use flotilla_raft::Consensus;
 use flotilla_raft::network::{Call, Caller, PREFIX, ServeError, TO_HEADER};
 use flotilla_raft::wire::MESSAGE_MAX;
 use futures::StreamExt;
+
+use crate::auth::peers::Standing;
 
 /// The routes of the peer port that belong to the Raft group.
 pub(crate) fn configure(routes: &mut web::ServiceConfig) {
@@ -42,7 +44,11 @@ async fn read(mut body: web::Payload) -> Result<BytesMut, String> {
 
 fn caller(request: &HttpRequest) -> Caller {
     let to = request.headers().get(TO_HEADER).and_then(|id| u64::from_str_radix(id.to_str().ok()?, 16).ok());
-    Caller { to }
+    let from = match request.extensions().get::<Standing>() {
+        Some(Standing::Node(from)) => *from,
+        _ => None,
+    };
+    Caller { to, from }
 }
 
 fn answer(result: Result<Vec<u8>, ServeError>) -> HttpResponse {

@@ -130,6 +130,10 @@ async fn refused(cluster: &mut Cluster) -> Result<()> {
     ensure!(answer.status() == 403 && answer.text().await?.contains("no member of this cluster"));
     has_said(node, &["refused", "no member of this cluster", "0000000000fe"]).await?;
 
+    // One that was signed two hours ago, as a removed node has it, does not join.
+    let answer = call("raft/join").await?;
+    ensure!(answer.status() == 403 && answer.text().await?.contains("no member of this cluster"));
+
     // Plain HTTP does not get as far as that.
     let plain = node.peer_url.replace("https:", "http:");
     let answer = reqwest::Client::builder().no_proxy().build()?.post(format!("{plain}/peer/v1/raft/identity")).send();

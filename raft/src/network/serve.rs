@@ -20,11 +20,13 @@ use crate::wire::{self, Kind};
 /// How long a node lets a caller wait until an index is applied.
 const WAIT_APPLIED_MAX: Duration = Duration::from_secs(10);
 
-/// Whom a request says that it is for, from its headers.
+/// Whom a request says that it is for, from its headers, and who asks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Caller {
     /// The node that is meant.
     pub to: Option<NodeId>,
+    /// The node that has proved to be the one that asks, where that is known.
+    pub from: Option<NodeId>,
 }
 
 /// Why a request of the peer port is not answered.
@@ -91,6 +93,9 @@ impl Consensus {
             Call::Identity => written(&self.identity()),
             Call::Join => {
                 let (id, record, cluster_id): (NodeId, NodeRecord, Option<Uuid>) = read(body)?;
+                if let Some(from) = caller.from.filter(|from| *from != id) {
+                    return written(&JoinReply::Refused(format!("node {from:012x} asks for node {id:012x}")));
+                }
                 written::<JoinReply>(&self.take_in(id, record, cluster_id).await)
             }
             Call::Recognise => {

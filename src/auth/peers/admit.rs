@@ -24,6 +24,9 @@ use super::{PeerTls, Way, own};
 /// it: each of its answers closes it, and the next connection begins with what is in use then.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// How long after a node's certificate was signed the node may join by it. A removed node has an older one.
+const JOINS_WITHIN: Duration = Duration::from_secs(600);
+
 /// To whom a path is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
@@ -32,6 +35,8 @@ enum Access {
     /// To every node with a certificate of the cluster: whether it is a member, the log says, and that is being brought up to date
     /// by these very calls.
     Nodes,
+    /// To nodes whose certificate was signed a short time ago.
+    Joining,
     /// To members.
     Members,
 }
@@ -40,8 +45,9 @@ fn access(path: &str) -> Access {
     let name = path.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('/'));
     match name.and_then(Call::named) {
         Some(Call::Identity | Call::Recognise) => Access::Newcomers,
-        Some(Call::Join | Call::Append | Call::Vote | Call::PreVote | Call::Transfer | Call::Ping) => Access::Nodes,
-        None if name == Some("snapshot") => Access::Nodes,
+        Some(Call::Join) => Access::Joining,
+        Some(Call::Append | Call::Vote | Call::PreVote | Call::Transfer | Call::Ping) => Access::Nodes,
+        Some(Call::CopyBegin | Call::CopyRows | Call::CopyEnd) => Access::Nodes,
         None if path == calls::SIGN => Access::Newcomers,
         _ => Access::Members,
     }
@@ -86,6 +92,11 @@ impl Caller {
         }
     }
 
+    /// Whether its certificate was signed a short time ago.
+    fn is_new(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| own::now() < said.made_at() + JOINS_WITHIN.as_secs())
+    }
+
     /// A node that has been given another certificate must come to show it.
     fn should_close(&self, material: &Material) -> bool {
         let Some(said) = &self.said else { return true };
@@ -110,12 +121,14 @@ pub(crate) async fn admit(
         return Ok(next.call(request).await?.map_into_boxed_body());
     }
     let material = tls.inner.current.get();
-    let (judged, closes) = match request.conn_data::<Caller>() {
+    let caller = request.conn_data::<Caller>();
+    let (judged, closes) = match caller {
         Some(caller) => caller.standing(&material),
         None => (Err(Refused::new(Reason::NoCertificate, "")), true),
     };
+    let is_new = caller.is_some_and(Caller::is_new);
     let allowed = match judged {
-        Ok(standing) => may(&consensus, &standing, access(request.path())).await.map(|()| standing),
+        Ok(standing) => may(&consensus, &standing, is_new, access(request.path())).await.map(|()| standing),
         Err(refused) => Err(refused),
     };
     let mut answer = match allowed {
@@ -135,12 +148,13 @@ pub(crate) async fn admit(
     Ok(answer)
 }
 
-async fn may(consensus: &Consensus, standing: &Standing, access: Access) -> Result<(), Refused> {
+async fn may(consensus: &Consensus, standing: &Standing, is_new: bool, access: Access) -> Result<(), Refused> {
     match (standing, access) {
         (Standing::Secret | Standing::Token(_), Access::Newcomers) => Ok(()),
         (Standing::Secret | Standing::Token(_), _) => Err(Refused::new(Reason::OnlyJoins, "")),
         (Standing::Node(_), Access::Newcomers | Access::Nodes) | (Standing::Node(None), _) => Ok(()),
-        (Standing::Node(Some(node)), Access::Members) => match is_member(consensus, *node).await {
+        (Standing::Node(Some(_)), Access::Joining) if is_new => Ok(()),
+        (Standing::Node(Some(node)), Access::Joining | Access::Members) => match is_member(consensus, *node).await {
             true => Ok(()),
             false => Err(Refused::new(Reason::NotAMember, format!("{node:012x}"))),
         },
@@ -165,7 +179,8 @@ mod tests {
         assert_eq!(access("/peer/v1/raft/identity"), Access::Newcomers);
         assert_eq!(access("/peer/v1/raft/recognise"), Access::Newcomers);
         assert_eq!(access(calls::SIGN), Access::Newcomers);
-        for path in ["join", "append", "vote", "pre-vote", "transfer", "ping", "snapshot"] {
+        assert_eq!(access("/peer/v1/raft/join"), Access::Joining);
+        for path in ["append", "vote", "pre-vote", "transfer", "ping", "copy-begin", "copy-rows", "copy-end"] {
             assert_eq!(access(&format!("/peer/v1/raft/{path}")), Access::Nodes, "{path}");
         }
         for path in [

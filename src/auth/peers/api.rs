@@ -1,12 +1,12 @@
 //! What operators see and do: the authorities, their rotation, tokens.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use flotilla_raft::{Command, Consensus, TokenRecord, TrustChange};
+use flotilla_raft::{AuthoritiesRecord, Command, Consensus, TokenRecord, TrustChange};
 use serde::{Deserialize, Serialize};
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
@@ -17,6 +17,10 @@ use super::rotation::{self, Step};
 use super::{PeerTls, Way};
 use crate::oci::error::{Code, OciError};
 use crate::request::query;
+
+/// How long the first authority of a cluster is waited for, and how often it is looked for.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The longest that a token may be good.
 const TOKEN_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -69,6 +73,20 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
     routes.service(authorities).service(rotate).service(put_token).service(tokens);
 }
 
+/// The authorities. A cluster that was founded a moment ago is about to agree on the first one.
+async fn known(consensus: &Consensus) -> Result<AuthoritiesRecord, OciError> {
+    let deadline = Instant::now() + KNOWN_WITHIN;
+    loop {
+        match consensus.registry().authorities()? {
+            Some(record) => return Ok(record),
+            None if Instant::now() >= deadline => {
+                return Err(OciError::unavailable("the cluster does not know its authority yet"));
+            }
+            None => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
 /// `GET /api/v1/authority`: the authorities that sign the nodes' certificates, and how far a rotation is.
 #[utoipa::path(responses(
     (status = 200, body = Object, description = "The authorities, what a rotation waits for, and when certificates end"),
@@ -77,9 +95,7 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
 #[get("/api/v1/authority")]
 async fn authorities(tls: web::Data<PeerTls>, consensus: web::Data<Consensus>) -> Result<HttpResponse, OciError> {
     has_own(&tls)?;
-    let Some(record) = consensus.registry().authorities()? else {
-        return Err(OciError::unavailable("the cluster does not know its authority yet"));
-    };
+    let record = known(&consensus).await?;
     let members = tls.look_at(&consensus).await;
     let (step, waits_for) = match rotation::step(&record, &members, false) {
         Step::Done => (None, Vec::new()),

@@ -122,7 +122,8 @@ impl Said {
         self.ends - (self.ends - self.made_at()) / 3
     }
 
-    fn made_at(&self) -> u64 {
+    /// When it was made, by the clock of who signed it.
+    pub(super) fn made_at(&self) -> u64 {
         (self.begins + BACKDATED.as_secs()).min(self.ends)
     }
 }

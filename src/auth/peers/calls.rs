@@ -79,7 +79,9 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) fn new(dialer: &Dialer) -> anyhow::Result<Self> {
-        let client = |whom| dialer.builder(whom).connect_timeout(Duration::from_secs(2)).build();
+        // No connection is kept: one that was made before this node had its certificate would go on to show the older one.
+        let client =
+            |whom| dialer.builder(whom).connect_timeout(Duration::from_secs(2)).pool_max_idle_per_host(0).build();
         Ok(Self { dialer: dialer.clone(), nodes: client(Whom::Node)?, newcomers: client(Whom::Newcomer)? })
     }
 

@@ -39,6 +39,7 @@ use uuid::Uuid;
 pub(crate) use accept::acceptor;
 pub(crate) use admit::{admit, remember_caller};
 pub(crate) use calls::configure;
+pub(crate) use material::Standing;
 
 use crate::config::Config;
 use authority::Said;
