@@ -80,9 +80,13 @@ impl Caller {
         let mut closes = self.should_close(material);
         let mut judged = self.judged.lock();
         if judged.0 != material.generation {
-            match material.judge(&self.chain, UnixTime::now()) {
-                Err(_) if judged.1.is_ok() && material.since.elapsed().is_ok_and(|age| age < GRACE) => closes = true,
-                other => *judged = (material.generation, other),
+            let now = material.judge(&self.chain, UnixTime::now());
+            // With the join secret, what was a node's certificate still proves that it may join.
+            let was_node = matches!(judged.1, Ok(Standing::Node(_)));
+            let is_less = was_node && !matches!(now, Ok(Standing::Node(_)));
+            match is_less && material.since.elapsed().is_ok_and(|age| age < GRACE) {
+                true => closes = true,
+                false => *judged = (material.generation, now),
             }
         }
         let ended = |said: &Said| own::now() > said.ends + GRACE.as_secs();
@@ -172,7 +176,24 @@ pub(super) async fn is_member(consensus: &Consensus, node: NodeId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+
+    #[test]
+    fn a_connection_outlives_its_authority_by_an_answer() -> anyhow::Result<()> {
+        let (mut node, mut other) = super::super::tests::two_nodes()?;
+        let caller = Caller::new(other.shows()?, &node.own.material()?);
+        assert_eq!(caller.standing(&node.own.material()?), (Ok(Standing::Node(Some(2))), false));
+        let mut changed = Material { generation: 7, ..node.own.material()? };
+        changed.authorities = super::super::material::roots([]);
+        assert_eq!(caller.standing(&changed), (Ok(Standing::Node(Some(2))), true));
+        changed.since = SystemTime::now() - 2 * GRACE;
+        assert_eq!(caller.standing(&changed), (Ok(Standing::Secret), false));
+        // One that begins now never was a node.
+        assert_eq!(Caller::new(other.shows()?, &changed).standing(&changed).0, Ok(Standing::Secret));
+        Ok(())
+    }
 
     #[test]
     fn what_is_not_named_is_for_members() {

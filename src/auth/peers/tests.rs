@@ -19,8 +19,8 @@ use super::refusals::Reason;
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const OTHER_SECRET: &[u8] = b"0123456789abcdef0123456789abcdeX";
 
-struct Node {
-    own: Own,
+pub(super) struct Node {
+    pub(super) own: Own,
     _dir: TempDir,
 }
 
@@ -47,7 +47,7 @@ impl Node {
         self.own.put_leaf(Leaf::new(key, chain)?)
     }
 
-    fn shows(&mut self) -> Result<Vec<CertificateDer<'static>>> {
+    pub(super) fn shows(&mut self) -> Result<Vec<CertificateDer<'static>>> {
         let shown = self.own.material()?.shown.context("nothing to show")?;
         Ok(shown.cert.clone())
     }
@@ -62,6 +62,13 @@ impl Node {
         let judged = self.own.material()?.judge(&other.shows()?, now);
         Ok(judged.map_err(|refused| refused.reason))
     }
+}
+
+/// Two nodes of one cluster, which both know the join secret.
+pub(super) fn two_nodes() -> Result<(Node, Node)> {
+    let (founder, mut joins) = (Node::founder(1, 7, secret()?)?, Node::new(2, secret()?)?);
+    joins.join(&founder)?;
+    Ok((founder, joins))
 }
 
 fn secret() -> Result<Option<Proof>> {
