@@ -80,7 +80,9 @@ async fn lost_disk(pods: &mut Pods, history: &History, ordinal: usize) -> anyhow
     goes_on(history, lost).await?;
     pods.start_pod(ordinal).await?;
     pods.wait_ready(ordinal).await?;
-    replace(pods, asked, &before).await?;
+    // A leader may be elected meanwhile.
+    let replaced = async || pods.exec(asked, &["node", "replace", &name]).await;
+    until_ok(HEALED_WITHIN, "the new node takes the place of the lost one", replaced).await?;
     let healed = async || {
         let status = status(pods, asked).await?;
         let voters = status.nodes.iter().filter(|member| member.role != "learner").count();
@@ -93,13 +95,6 @@ async fn lost_disk(pods: &mut Pods, history: &History, ordinal: usize) -> anyhow
     goes_on(history, history.now()).await?;
     println!("{name} lost its disk and came back: node {before} is gone, {after} votes and has all copies");
     Ok(())
-}
-
-/// What an operator does about a node whose disk is lost.
-async fn replace(pods: &Pods, asked: usize, lost_id: &str) -> anyhow::Result<()> {
-    // A leader may be elected meanwhile.
-    let removed = async || pods.exec(asked, &["node", "remove", lost_id, "--force"]).await;
-    until_ok(HEALED_WITHIN, "the lost node is removed", removed).await.map(drop)
 }
 
 async fn status(pods: &Pods, asked: usize) -> anyhow::Result<Status> {

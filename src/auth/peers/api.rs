@@ -73,8 +73,12 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
     routes.service(authorities).service(rotate).service(put_token).service(tokens);
 }
 
-/// The authorities. A cluster that was founded a moment ago is about to agree on the first one.
+/// The authorities, with all that was acknowledged; without a majority, those that this node knows. A cluster that was
+/// founded a moment ago is about to agree on the first one.
 async fn known(consensus: &Consensus) -> Result<AuthoritiesRecord, OciError> {
+    if let Err(problem) = consensus.read_barrier().await {
+        tracing::debug!(%problem, "the authorities may be older than the cluster's");
+    }
     let deadline = Instant::now() + KNOWN_WITHIN;
     loop {
         match consensus.registry().authorities()? {

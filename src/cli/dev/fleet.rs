@@ -153,7 +153,9 @@ impl Fleet {
             return false;
         };
         let mut ids = self.ids.lock();
-        ids.extend(status.nodes.into_iter().map(|member| (member.name, member.id)));
+        // Until a node that came back without its disk takes the place of the one that it was, both have its name.
+        let (running, away): (Vec<_>, Vec<_>) = status.nodes.into_iter().partition(|member| member.reachable);
+        ids.extend(away.into_iter().chain(running).map(|member| (member.name, member.id)));
         status.leader.is_some() && self.nodes.iter().all(|node| ids.contains_key(&node.name))
     }
 
