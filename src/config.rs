@@ -108,6 +108,11 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) scrub_period: Duration,
 
+    /// Free space of the disk that is kept for the log: with less than that nothing more may be pushed here
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = values::size)]
+    #[serde(serialize_with = "values::write_size")]
+    pub(crate) min_free: ByteSize,
+
     /// Largest manifest accepted, 64MiB at most (it is held in memory)
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = values::size)]
     #[serde(serialize_with = "values::write_size")]

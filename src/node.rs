@@ -115,7 +115,7 @@ fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, Option<Uuid>,
         lock,
         identity::load_or_make(dir)?,
         identity::cluster_of(dir)?,
-        BlobStore::open(dir).map_err(|problem: StorageError| anyhow::anyhow!(problem))?,
+        BlobStore::open(dir, config.min_free.as_u64()).map_err(|problem: StorageError| anyhow::anyhow!(problem))?,
     ))
 }
 
@@ -274,6 +274,7 @@ fn serve_webhooks(
 /// What the page of metrics shows beside the Raft group's figures.
 fn gauges(replication: &Replication, oci: &Oci) -> Vec<Gauge> {
     let (sessions, copies, staging) = (replication.clone(), replication.clone(), replication.clone());
+    let disk = replication.clone();
     let feed = oci.feed();
     vec![
         Gauge {
@@ -290,6 +291,11 @@ fn gauges(replication: &Replication, oci: &Oci) -> Vec<Gauge> {
             name: "staging_bytes",
             help: "Bytes of unfinished uploads on this node's disk",
             read: Box::new(move || staging.staging_bytes()),
+        },
+        Gauge {
+            name: "disk_free_bytes",
+            help: "What is free on the disk of the data folder",
+            read: Box::new(move || disk.free_bytes()),
         },
         Gauge {
             name: "watchers",

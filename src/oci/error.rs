@@ -281,6 +281,10 @@ impl From<ReadBlobError> for OciError {
 
 impl From<StorageError> for OciError {
     fn from(error: StorageError) -> Self {
+        if matches!(error, StorageError::Full { .. }) {
+            tracing::warn!(%error, "a push was refused");
+            return Self::unavailable("this node's disk is nearly full; what it has can be pulled");
+        }
         // Paths and the disk's state are for the operator, not for clients.
         tracing::error!(error = &error as &dyn std::error::Error, "storage failed during a request");
         Self::internal()

@@ -127,6 +127,7 @@ pub(crate) async fn put(
         Some(Ok(text)) => Some(text.to_owned()),
         Some(Err(_)) => return Err(invalid("Content-Type is not ASCII")),
     };
+    oci.replication.require_room().await?;
     let (limit, pause) = (oci.config.max_manifest_size.as_u64(), oci.config.body_timeout);
     let mut memory = oci.bodies.share();
     let bytes = read_body(request, payload, limit, pause, &mut memory).await?;

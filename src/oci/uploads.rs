@@ -37,7 +37,7 @@ pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
 /// tried before.
 ///
 /// # Errors
-/// See [`refuse`]; 503 without a quorum, because what is begun now could not be finished.
+/// See [`refuse`]; 503 without a quorum or without room on the disk, because what is begun now could not be finished.
 pub(crate) async fn start(
     replication: &Replication,
     request: &HttpRequest,
@@ -50,6 +50,7 @@ pub(crate) async fn start(
     if !replication.quorum_reachable() {
         return Err(OciError::unavailable("no majority of the nodes answers; no upload can be finished now"));
     }
+    replication.require_room().await?;
     let session = replication.open_session(&repository).map_err(|error| refuse(error, None))?;
     let Some(digest) = digest else { return Ok(progress(StatusCode::ACCEPTED, &session)) };
     let session = OneRequest(session);

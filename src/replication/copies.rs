@@ -246,7 +246,7 @@ mod tests {
 
     fn copies(folder: &tempfile::TempDir) -> Copies {
         let limits = Limits { copies: 2, blob_size: 10, stall: Duration::from_secs(1) };
-        Copies::new(BlobStore::open(folder.path()).unwrap(), limits)
+        Copies::new(BlobStore::open(folder.path(), 0).unwrap(), limits)
     }
 
     fn body(chunks: &[Result<&'static str, ()>]) -> impl Stream<Item = Result<Bytes, ()>> + Unpin {

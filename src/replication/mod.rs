@@ -36,7 +36,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_raft::network::Dialer;
 use flotilla_raft::{BlobCounts, Consensus, NodeId, Replicas};
-use flotilla_storage::{BlobStore, Digest};
+use flotilla_storage::{BlobStore, Digest, StorageError};
 use futures::Stream;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -166,6 +166,20 @@ impl Replication {
     /// Upload sessions open on this node, and copies that it takes of others' sessions.
     pub(crate) fn open_uploads(&self) -> (usize, usize) {
         (self.sessions().len(), self.copies().len())
+    }
+
+    /// Whether this node's disk takes anything new.
+    ///
+    /// # Errors
+    /// `Full`, or what the disk said.
+    pub(crate) async fn require_room(&self) -> Result<(), StorageError> {
+        let blobs = self.blobs().clone();
+        writer::blocking(move || blobs.require_room()).await?
+    }
+
+    /// What is free on this node's disk, in bytes; 0 where that cannot be told. Blocks.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.blobs().free_bytes().unwrap_or(0)
     }
 
     /// What unfinished uploads take on this node's disk, in bytes. Blocks.

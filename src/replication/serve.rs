@@ -5,7 +5,7 @@ use std::ops::Range;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_RANGE, RANGE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, body, web};
-use flotilla_storage::{Digest, SealError};
+use flotilla_storage::{Digest, SealError, StorageError};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -88,7 +88,7 @@ async fn check_blob(app: App, path: web::Path<String>) -> HttpResponse {
     HttpResponse::Accepted().finish()
 }
 
-async fn size(app: &App, digest: Digest) -> Result<Option<u64>, flotilla_storage::StorageError> {
+async fn size(app: &App, digest: Digest) -> Result<Option<u64>, StorageError> {
     let blobs = app.blobs().clone();
     blocking(move || blobs.size(&digest)).await?
 }
@@ -186,6 +186,7 @@ fn refused(error: &CopyError) -> HttpResponse {
         CopyError::Body(BodyError::Stalled) => StatusCode::REQUEST_TIMEOUT,
         CopyError::Body(BodyError::Broken) => StatusCode::BAD_REQUEST,
         CopyError::Seal(SealError::DigestMismatch { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+        CopyError::Storage(StorageError::Full { .. }) => StatusCode::INSUFFICIENT_STORAGE,
         CopyError::Seal(SealError::Storage(_)) | CopyError::Storage(_) => return failed(error),
     };
     tracing::debug!(%error, %status, "a copy was refused");

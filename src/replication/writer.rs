@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn pieces_arrive_in_order_and_are_hashed() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = BlobStore::open(folder.path()).unwrap();
+        let blobs = BlobStore::open(folder.path(), 0).unwrap();
         let mut writer = Writer::new(blobs.stage().unwrap());
         let content: Vec<u8> = (0..3_000_000u32).map(|number| (number % 251) as u8).collect();
         for piece in content.chunks(77_777) {
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_cut_off_leaves_no_trace() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = BlobStore::open(folder.path()).unwrap();
+        let blobs = BlobStore::open(folder.path(), 0).unwrap();
         let mut writer = Writer::new(blobs.stage().unwrap());
         writer.write(Bytes::from_static(b"kept")).await.unwrap();
         writer.flush().await.unwrap();

@@ -73,6 +73,16 @@ pub enum StorageError {
         /// The generation that will never be used.
         generation: u64,
     },
+    /// Nothing more is stored: what is free is kept for the log and the state.
+    #[error("{} has {free} bytes free, and {min_free} are kept for the log", folder.display())]
+    Full {
+        /// A folder on the disk.
+        folder: PathBuf,
+        /// What is free, in bytes.
+        free: u64,
+        /// What must stay free, in bytes.
+        min_free: u64,
+    },
     /// The caller should have split or refused this.
     #[error("{what} has {bytes} bytes, the limit is {limit}")]
     TooLarge {
@@ -104,6 +114,7 @@ impl From<StorageError> for io::Error {
             StorageError::Foreign { .. } => io::ErrorKind::AlreadyExists,
             StorageError::Corrupt { .. } | StorageError::TailLost { .. } => io::ErrorKind::InvalidData,
             StorageError::Version { .. } => io::ErrorKind::Unsupported,
+            StorageError::Full { .. } => io::ErrorKind::StorageFull,
             StorageError::TooLarge { .. } => io::ErrorKind::InvalidInput,
             StorageError::Sled { .. }
             | StorageError::SyncNotDurable

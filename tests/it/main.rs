@@ -11,6 +11,7 @@ mod dev;
 mod drill;
 mod errors;
 mod fixture;
+mod full_disk;
 mod garbage;
 mod kubernetes;
 mod kustomize;

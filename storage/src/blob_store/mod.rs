@@ -4,6 +4,7 @@
 
 mod direct;
 mod layout;
+mod room;
 mod staging;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::digest::Digest;
 use crate::durable_file;
 use crate::error::StorageError;
 use layout::Layout;
+use room::Room;
 pub use staging::{SealError, Staging};
 
 /// Damaged files that are kept aside at most.
@@ -34,6 +36,7 @@ pub struct BlobStore {
 #[derive(Debug)]
 struct Inner {
     layout: Layout,
+    room: Room,
     /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
     /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
     unsynced: Mutex<HashMap<Digest, usize>>,
@@ -54,19 +57,37 @@ impl Drop for TakenOut {
 }
 
 impl BlobStore {
-    /// Opens the store in a data folder: makes its folders, and removes what a crash left in `staging/`.
+    /// Opens the store in a data folder: makes its folders, and removes what a crash left in `staging/`. Blobs leave
+    /// `min_free` bytes of the disk to the log and the state.
     ///
     /// # Errors
     /// `Io`.
-    pub fn open(dir: &Path) -> Result<Self, StorageError> {
+    pub fn open(dir: &Path, min_free: u64) -> Result<Self, StorageError> {
         let layout = Layout::prepare(dir)?;
-        Ok(BlobStore { inner: Arc::new(Inner { layout, unsynced: Mutex::default() }) })
+        let room = Room::new(dir.to_path_buf(), min_free);
+        Ok(BlobStore { inner: Arc::new(Inner { layout, room, unsynced: Mutex::default() }) })
+    }
+
+    /// Whether there is room for anything new. Looks at the disk.
+    ///
+    /// # Errors
+    /// `Full`, or `Io`.
+    pub fn require_room(&self) -> Result<(), StorageError> {
+        self.inner.room.require()
+    }
+
+    /// What is free on the disk, in bytes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn free_bytes(&self) -> Result<u64, StorageError> {
+        self.inner.room.free()
     }
 
     /// Begins a new blob whose digest may not be known yet.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`, or `Full`.
     pub fn stage(&self) -> Result<Staging, StorageError> {
         Staging::create(self.clone())
     }

@@ -54,6 +54,7 @@ pub struct Staging {
 
 impl Staging {
     pub(super) fn create(store: BlobStore) -> Result<Self, StorageError> {
+        store.require_room()?;
         loop {
             let path = store.inner.layout.staging().join(format!("{:016x}", RandomState::new().hash_one(())));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
@@ -81,12 +82,13 @@ impl Staging {
     /// Appends bytes.
     ///
     /// # Errors
-    /// `Io`; the length is then unchanged, and the same bytes may be written again, unless the file is large: then it
-    /// is `Closed` from now on.
+    /// `Full`, or `Io`; the length is then unchanged, and the same bytes may be written again, unless the file is large
+    /// and the error `Io`: then it is `Closed` from now on.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         if self.failed {
             return Err(StorageError::Closed);
         }
+        self.store.require_room()?;
         self.dirty = true;
         if self.direct.is_none() && self.length >= DIRECT_FROM && !self.never_direct {
             self.go_direct()?;

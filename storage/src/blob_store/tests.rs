@@ -5,7 +5,7 @@ use crate::digest::Algorithm;
 
 fn store() -> (tempfile::TempDir, BlobStore) {
     let dir = tempfile::tempdir().unwrap();
-    let store = BlobStore::open(dir.path()).unwrap();
+    let store = BlobStore::open(dir.path(), 0).unwrap();
     (dir, store)
 }
 
@@ -59,7 +59,7 @@ fn blobs_of_both_algorithms_and_an_empty_one_come_back() {
         }
     }
     drop(store);
-    let store = BlobStore::open(dir.path()).unwrap();
+    let store = BlobStore::open(dir.path(), 0).unwrap();
     let mut listed = store.list().unwrap();
     listed.sort();
     expected.sort();
@@ -93,7 +93,7 @@ fn a_dropped_staging_and_a_crash_leave_nothing() {
     drop(staging);
     assert_eq!(staged_files(dir.path()), 0);
     fs::write(dir.path().join("staging/left-by-a-crash"), b"x").unwrap();
-    drop(BlobStore::open(dir.path()).unwrap());
+    drop(BlobStore::open(dir.path(), 0).unwrap());
     assert_eq!(staged_files(dir.path()), 0);
 }
 
@@ -184,7 +184,7 @@ fn long(length: usize) -> Vec<u8> {
 #[test]
 fn a_large_file_is_read_cut_and_sealed_as_it_was_written() {
     let dir = tempfile::tempdir().unwrap();
-    let store = BlobStore::open(dir.path()).unwrap();
+    let store = BlobStore::open(dir.path(), 0).unwrap();
     let content = long(5_000_003);
     let mut staging = store.stage().unwrap();
     for piece in content.chunks(77_777) {
