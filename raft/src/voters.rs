@@ -9,7 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 
 use crate::consensus::Consensus;
 use crate::member::{Member, NodeId};
-use crate::network::Pong;
+use crate::network::{BlobCounts, Pong};
 use crate::replacement::Lost;
 
 /// How often the leader looks.
@@ -21,7 +21,7 @@ const KEPT_UP_FOR: Duration = Duration::from_secs(10);
 /// How often a leader that had better not lead tries to hand over.
 const HAND_OVER_EACH: Duration = Duration::from_secs(10);
 
-/// A node that is further behind does not keep up, in log entries.
+/// A node that is further behind does not keep up, in log entries, and in blobs that were pushed after it had all.
 pub(crate) const LAG_MAX: u64 = 1000;
 
 /// Fewer voters are never made of more: with one voter less than this, one disk may hold what was acknowledged.
@@ -61,6 +61,15 @@ fn next_step(members: &[Standing], leader: NodeId, voters_max: usize) -> Option<
     None
 }
 
+/// Whether a learner that kept up when it was looked at before still does. While images are pushed it always lacks some
+/// that are on their way; with those counted, two learners would hardly ever keep up together.
+fn still_keeps_up(pong: Option<&Pong>, commit_index: u64, layout_revision: u64) -> bool {
+    pong.is_some_and(|pong| {
+        let blobs = BlobCounts { missing: pong.blobs.missing.saturating_sub(LAG_MAX), ..pong.blobs };
+        waits_for(Some(&Pong { blobs, ..pong.clone() }), commit_index, layout_revision).is_none()
+    })
+}
+
 /// Why a learner does not vote yet; `None` for one that keeps up.
 fn waits_for(pong: Option<&Pong>, commit_index: u64, layout_revision: u64) -> Option<String> {
     let Some(pong) = pong else { return Some("it does not answer".into()) };
@@ -96,7 +105,11 @@ impl Consensus {
             return None;
         }
         let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index, self.layout_revision());
-        Some(waits.unwrap_or_else(|| "it keeps up; another learner is needed for an odd number of voters".into()))
+        Some(
+            waits.unwrap_or_else(|| {
+                "it keeps up: after ten seconds of that it votes if their number is odd then".into()
+            }),
+        )
     }
 
     /// Looks after who votes while this node leads, until it stops.
@@ -140,7 +153,13 @@ impl Consensus {
         }
         let (members, commit_index, now) = (self.members(), self.status().commit_index, Instant::now());
         let layout = self.layout_revision();
-        let keeps_up = |member: &&Member| waits_for(self.pong_of(member.id).as_ref(), commit_index, layout).is_none();
+        let keeps_up = |member: &&Member| {
+            let pong = self.pong_of(member.id);
+            match kept_up.contains_key(&member.id) {
+                true => still_keeps_up(pong.as_ref(), commit_index, layout),
+                false => waits_for(pong.as_ref(), commit_index, layout).is_none(),
+            }
+        };
         let learners: BTreeSet<NodeId> =
             members.iter().filter(|member| !member.voter).filter(keeps_up).map(|member| member.id).collect();
         kept_up.retain(|id, _| learners.contains(id));
@@ -169,7 +188,6 @@ impl Consensus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::BlobCounts;
 
     fn members(text: &str) -> Vec<Standing> {
         let kinds = text.chars().zip(1..);
@@ -241,5 +259,10 @@ mod tests {
         assert!(waits_for(Some(&pong(9_000, 0)), 10_000, 7).is_some_and(|why| why.contains("1000 entries")));
         assert!(waits_for(Some(&pong(10_000, 2)), 10_000, 7).is_some_and(|why| why.contains("2 blobs")));
         assert!(waits_for(None, 10_000, 7).is_some_and(|why| why.contains("not answer")));
+        // It had all once: what is pushed since is on its way.
+        assert!(still_keeps_up(Some(&pong(9_500, 20)), 10_000, 7));
+        assert!(!still_keeps_up(Some(&pong(9_500, 1_001)), 10_000, 7));
+        assert!(!still_keeps_up(Some(&pong(9_000, 20)), 10_000, 7) && !still_keeps_up(None, 10_000, 7));
+        assert!(!still_keeps_up(Some(&pong(9_500, 20)), 10_000, 8));
     }
 }
