@@ -1,7 +1,6 @@
 //! One node: builds storage → raft → services → HTTP, and stops them in the opposite order.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,8 +51,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let clients = bind(config.listen, "listen")?;
     let peers = bind(config.peer_listen, "peer_listen")?;
     let (lock, node_id, cluster_id, blobs) = {
-        let dir = config.data_dir.clone();
-        tokio::task::spawn_blocking(move || open(&dir)).await??
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || open(&config)).await??
     };
     let (tls, first_policies) = {
         let config = config.admission.clone();
@@ -106,7 +105,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
-fn open(dir: &Path) -> anyhow::Result<(durable_file::Lock, NodeId, Option<Uuid>, BlobStore)> {
+fn open(config: &Config) -> anyhow::Result<(durable_file::Lock, NodeId, Option<Uuid>, BlobStore)> {
+    let dir = &config.data_dir;
     durable_file::create_dir_durably(dir)?;
     let lock = durable_file::lock_folder(dir)?;
     format::check_data_dir(dir)?;

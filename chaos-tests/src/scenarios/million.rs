@@ -25,6 +25,7 @@ const WATCHED: usize = 4;
 const TAGS_EACH: usize = 5;
 const REPOSITORIES: usize = 200;
 const BODY_BYTES: usize = 2048;
+const PUT_WITHIN: Duration = Duration::from_secs(60);
 /// The promise: so long after its start a node serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(10);
 /// The promise: so long at most do writes stand still while a snapshot is made.
@@ -84,7 +85,11 @@ async fn fill(cluster: &Cluster, manifests: usize, seed: u64) -> anyhow::Result<
     for from in (0..manifests).step_by(step) {
         let to = (from + step).min(manifests);
         let images: Vec<(usize, Image)> = (from..to).map(|number| (number, image(&mut random))).collect();
-        let puts = images.into_iter().map(|(number, image)| put(&client, number, image));
+        let puts = images.into_iter().map(|(number, image)| {
+            // A machine that is busy with other things as well answers 503 now and then.
+            let client = &client;
+            async move { until_ok(PUT_WITHIN, "it is pushed", async || put(client, number, image.clone()).await).await }
+        });
         stream::iter(puts).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         println!("{to} manifests, {} tags after {:.1?}", to * TAGS_EACH, began.elapsed());
     }
