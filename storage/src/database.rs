@@ -18,6 +18,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// leaf splits only past 16 entries.
 pub(crate) const MAX_VALUE_BYTES: usize = 4096;
 
+/// Rows of a batch whose replaced pages one round frees at the least: it takes eight bags of 64 pages.
+const ROWS_FREED: usize = 64;
+
 pub(crate) struct Options {
     /// sled's page cache.
     pub(crate) cache_bytes: u64,
@@ -71,6 +74,16 @@ impl Database {
             self.failed.store(true, Ordering::Release);
             tracing::error!(path = %self.path.display(), %error, "sled failed, the database is closed");
         })
+    }
+
+    /// Writes a batch of so many rows, and lets go of the memory that it set free.
+    ///
+    /// sled leaves the pages that a write replaces to crossbeam's epochs, which free a few at every 128th access. A batch
+    /// is one access, however many rows it has: a node that writes more than it reads would grow without end.
+    pub(crate) fn apply(&self, doing: &'static str, batch: sled::Batch, rows: usize) -> Result<(), StorageError> {
+        self.run(doing, |db| db.apply_batch(batch))?;
+        (0..=rows / ROWS_FREED).for_each(|_| crossbeam_epoch::pin().flush());
+        Ok(())
     }
 
     /// For answers that need no sled: they too must end with the first error.

@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 mod conformance;
 mod dev;
+mod docs;
 mod drill;
 mod errors;
 mod fixture;

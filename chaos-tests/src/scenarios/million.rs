@@ -1,6 +1,7 @@
 //! A registry of a million tags: how long a start, a snapshot and a catch-up take, how long writes stand still meanwhile,
 //! and what all of it takes in memory and on disk.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use serde_json::json;
 
@@ -25,11 +27,16 @@ const WATCHED: usize = 4;
 const TAGS_EACH: usize = 5;
 const REPOSITORIES: usize = 200;
 const BODY_BYTES: usize = 2048;
+/// The promise: a node never takes more memory, whatever it does.
+const MEMORY_MAX: u64 = 1024 * MIB;
 const PUT_WITHIN: Duration = Duration::from_secs(60);
 /// The promise: so long after its start a node serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(10);
 /// The promise: so long at most do writes stand still while a snapshot is made.
 const STALL_MAX: Duration = Duration::from_millis(50);
+/// Snapshots that are watched, and the time that is looked at as one.
+const SNAPSHOTS: usize = 3;
+const STRETCH: Duration = Duration::from_secs(1);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(900);
 
 /// Fills a registry with that many manifests, each with a config and five tags, and measures.
@@ -41,12 +48,12 @@ pub async fn million(manifests: usize, seed: u64) -> anyhow::Result<()> {
 
 async fn run(cluster: &Cluster, manifests: usize, seed: u64) -> anyhow::Result<()> {
     fill(cluster, manifests, seed).await?;
-    footprint(cluster, "after the writes")?;
     let mut broken = Vec::new();
+    broken.extend(footprint(cluster, "after the writes")?);
     broken.extend(snapshot_under_writes(cluster, seed).await?);
     broken.extend(start_again(cluster).await?);
     catch_up(cluster).await?;
-    footprint(cluster, "at the end")?;
+    broken.extend(footprint(cluster, "at the end")?);
     ensure!(broken.is_empty(), "{}", broken.join("; "));
     Ok(())
 }
@@ -98,8 +105,12 @@ async fn fill(cluster: &Cluster, manifests: usize, seed: u64) -> anyhow::Result<
     Ok(())
 }
 
-fn footprint(cluster: &Cluster, when: &str) -> anyhow::Result<()> {
+fn footprint(cluster: &Cluster, when: &str) -> anyhow::Result<Option<String>> {
+    let mut broken = None;
     for node in cluster.nodes() {
+        if node.peak_rss_bytes()? > MEMORY_MAX {
+            broken = Some(format!("{} took more than {} MiB {when}", node.name, MEMORY_MAX / MIB));
+        }
         println!(
             "{} {when}: peak RSS {} MiB, log and state on disk {} MiB",
             node.name,
@@ -107,21 +118,45 @@ fn footprint(cluster: &Cluster, when: &str) -> anyhow::Result<()> {
             node.disk_bytes("blobs")? / MIB
         );
     }
-    Ok(())
+    Ok(broken)
 }
 
 async fn snapshots(cluster: &Cluster) -> anyhow::Result<f64> {
     cluster.metric(cluster.leader().await?, "flotilla_raft_snapshots_built_total").await
 }
 
-/// Writes go on until the leader has made a snapshot, and as long again without one: the slowest of each.
+/// The slowest push of each stretch of time, with or without the end of a snapshot in it.
+fn slowest_by_stretch(writes: &[(Duration, Duration)], snapshots: &[Duration]) -> (Vec<Duration>, Vec<Duration>) {
+    let stretch_of = |at: &Duration| at.as_millis() / STRETCH.as_millis();
+    let mut slowest = BTreeMap::new();
+    for (at, took) in writes {
+        let entry = slowest.entry(stretch_of(&(*at + *took))).or_insert(*took);
+        *entry = (*entry).max(*took);
+    }
+    let with: BTreeSet<u128> = snapshots.iter().map(stretch_of).collect();
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    for (stretch, took) in slowest {
+        // What a snapshot leaves behind, such as a log to be purged, comes after its end.
+        let is_near = with.contains(&stretch) || stretch.checked_sub(1).is_some_and(|before| with.contains(&before));
+        if is_near { near.push(took) } else { far.push(took) }
+    }
+    (near, far)
+}
+
+fn median(of: &mut [Duration]) -> Duration {
+    of.sort_unstable();
+    of.get(of.len() / 2).copied().unwrap_or_default()
+}
+
+/// Writes go on while the leader makes some snapshots: the slowest push near them, and of stretches as long without one,
+/// which says what this machine does to a push by itself.
 async fn snapshot_under_writes(cluster: &Cluster, seed: u64) -> anyhow::Result<Option<String>> {
-    let (over, slowest) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (over, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
     let began = Instant::now();
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WATCHED {
         let client = cluster.client_of(cluster.leader().await?).with_timeout(Duration::from_secs(60));
-        let (over, slowest, mut random) = (over.clone(), slowest.clone(), random(seed, 7, writer as u64));
+        let (over, writes, mut random) = (over.clone(), writes.clone(), random(seed, 7, writer as u64));
         writers.spawn(async move {
             for number in 0_usize.. {
                 if over.load(Ordering::Relaxed) {
@@ -129,39 +164,43 @@ async fn snapshot_under_writes(cluster: &Cluster, seed: u64) -> anyhow::Result<O
                 }
                 let (image, at) = (image(&mut random), Instant::now());
                 put(&client, 10_000_000 + writer * 1_000_000 + number, image).await?;
-                slowest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at - began, at.elapsed()));
+                writes.lock().push((at - began, at.elapsed()));
             }
             anyhow::Ok(())
         });
     }
-    // The one that is due by the number of entries; seen within a few milliseconds of its end.
-    let before = snapshots(cluster).await?;
-    let made = until_ok(CAUGHT_UP_WITHIN, "a snapshot", async || {
-        ensure!(snapshots(cluster).await? > before, "none yet");
-        Ok(began.elapsed())
-    })
-    .await?;
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    let mut made = Vec::new();
+    let mut before = snapshots(cluster).await?;
+    while made.len() < SNAPSHOTS {
+        // Seen within a few milliseconds of its end.
+        before = until_ok(CAUGHT_UP_WITHIN, "a snapshot", async || {
+            let now = snapshots(cluster).await?;
+            ensure!(now > before, "none yet");
+            Ok(now)
+        })
+        .await?;
+        made.push(began.elapsed());
+    }
     over.store(true, Ordering::Relaxed);
     while let Some(ended) = writers.join_next().await {
         ended.context("a writer")??;
     }
-    let writes = slowest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    let near = |at: &Duration| made.abs_diff(*at) < Duration::from_secs(5);
-    let slowest = |is_near: bool| writes.iter().filter(|(at, _)| near(at) == is_near).map(|(_, took)| *took).max();
+    let writes = writes.lock().clone();
     let mut all: Vec<Duration> = writes.iter().map(|(_, took)| *took).collect();
-    all.sort_unstable();
-    let p50 = all.get(all.len() / 2).copied().unwrap_or_default();
-    let p99 = all.get(all.len() * 99 / 100).copied().unwrap_or_default();
-    let (during, without) = (slowest(true).unwrap_or_default(), slowest(false).unwrap_or_default());
+    let (mut near, mut far) = slowest_by_stretch(&writes, &made);
+    let (p50, count) = (median(&mut all), all.len());
+    let p99 = all.get(count * 99 / 100).copied().unwrap_or_default();
+    let (with, without) = (median(&mut near), median(&mut far));
     println!(
-        "{} pushes beside a snapshot: median {p50:.1?}, p99 {p99:.1?}, slowest {during:.1?} near it and {without:.1?} far from it",
-        writes.len()
+        "{count} pushes beside {} snapshots: median {p50:.1?}, p99 {p99:.1?}; the slowest of a stretch of {STRETCH:?}: \
+         with a snapshot {with:.1?} (at most {:.1?}), without {without:.1?} (at most {:.1?})",
+        made.len(),
+        near.last().copied().unwrap_or_default(),
+        far.last().copied().unwrap_or_default(),
     );
-    // A push is three changes one after the other; each waits for a sync in any case.
-    let stall = during.saturating_sub(p99);
-    Ok((stall > STALL_MAX)
-        .then(|| format!("a push took {stall:.1?} longer than p99 near a snapshot, limit {STALL_MAX:?}")))
+    let stall = with.saturating_sub(without);
+    println!("a snapshot makes writes wait for {stall:.1?}");
+    Ok((stall > STALL_MAX).then(|| format!("a snapshot makes writes wait for {stall:.1?}, limit {STALL_MAX:?}")))
 }
 
 async fn start_again(cluster: &Cluster) -> anyhow::Result<Option<String>> {

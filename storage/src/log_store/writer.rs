@@ -11,8 +11,8 @@ use super::sentinel::Mark;
 use super::state::{Queued, Work};
 use crate::error::StorageError;
 
-/// Rows removed with one batch: a removal of many thousands must not hold up what comes after it.
-const PIECE_ROWS: usize = 1024;
+/// Rows removed with one batch, of which each group of writes brings one: it must not hold up what comes after it.
+const PIECE_ROWS: usize = 256;
 
 /// Writes until the store closes or fails.
 pub(super) fn run(shared: &Shared) {

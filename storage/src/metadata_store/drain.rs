@@ -107,15 +107,18 @@ impl Buffered {
     }
 
     /// Rows of a generation that nobody reads or writes otherwise yet: straight into sled.
+    ///
+    /// One by one: sled frees the pages that a write replaces as more writes come, a few for each, and a batch counts as
+    /// one. With batches of thousands of rows it kept several times the size of all that was loaded.
     pub(super) fn load(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StorageError> {
         let mut bytes = 0;
-        let mut batch = sled::Batch::default();
         for (key, value) in rows {
             bytes += check_size(key, Some(value))?;
-            batch.insert(key.as_slice(), value.as_slice());
         }
         self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.database.run("loading rows", |db| db.apply_batch(batch))
+        self.database.run("loading rows", |db| {
+            rows.iter().try_for_each(|(key, value)| db.insert(key.as_slice(), value.as_slice()).map(drop))
+        })
     }
 
     /// Makes everything written before the call durable.
@@ -222,7 +225,7 @@ impl Buffered {
                 locked.iter_mut().for_each(|view| view.keep(key, old.as_deref()));
             }
         }
-        self.database.run("writing rows", |db| db.apply_batch(batch))
+        self.database.apply("writing rows", batch, table.len())
     }
 
     #[cfg(test)]

@@ -31,6 +31,11 @@ impl Table {
         self.rows.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
     }
 
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     fn insert(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
         let key_bytes = key.len();
         self.bytes += cost(&key, value.as_deref());
