@@ -105,11 +105,9 @@ impl Consensus {
             return None;
         }
         let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index, self.layout_revision());
-        Some(
-            waits.unwrap_or_else(|| {
-                "it keeps up: after ten seconds of that it votes if their number is odd then".into()
-            }),
-        )
+        Some(waits.unwrap_or_else(|| {
+            "it keeps up; after ten seconds it votes, with another learner where one alone makes the voters even".into()
+        }))
     }
 
     /// Looks after who votes while this node leads, until it stops.
