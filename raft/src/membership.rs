@@ -213,7 +213,8 @@ impl Consensus {
                 self.client().call::<_, Pong>(address, Some(member.id), Call::Ping, &(), LOOK_LIMIT).await.ok()
             }
         };
-        Seen { member, pong }
+        let has_compared = pong.as_ref().is_some_and(|pong| pong.blobs.layout_revision >= self.layout_revision());
+        Seen { member, pong, has_compared }
     }
 
     /// Removes a member, if this node leads. The leader itself hands over first, and its successor does it.
@@ -296,6 +297,16 @@ struct Seen<'a> {
     member: &'a Member,
     /// Its word about itself; `None` where it does not answer.
     pong: Option<Pong>,
+    /// Its counts are of the layout of now.
+    has_compared: bool,
+}
+
+impl Seen<'_> {
+    /// It was drained to its end: it has no blob, and none is given to it.
+    fn has_nothing(&self) -> bool {
+        let blobs = self.pong.as_ref().map(|pong| pong.blobs.held + pong.blobs.surplus);
+        self.member.seat.draining && self.has_compared && blobs == Some(0)
+    }
 }
 
 /// Why a member must not be removed now; `copies_min` is the lowest number of copies that any blob has.
@@ -333,6 +344,8 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
                 "it does not answer, and some blobs have one copy alone, which it may hold; or force it".into(),
             );
         }
+        // While images are pushed others always lack some that are on their way.
+        (Removal::Safe, Some(_)) if leaving.has_nothing() => return None,
         (Removal::Safe, _) => {}
     }
     remain.iter().find_map(|seen| {
@@ -372,8 +385,30 @@ mod tests {
             blobs: BlobCounts { missing: missing % 1000, surplus: missing / 1000, ..BlobCounts::default() },
             time_ms: 0,
         };
-        let seen = members.iter().zip(missing).map(|(member, missing)| Seen { member, pong: missing.map(pong) });
+        let seen = members.iter().zip(missing).map(|(member, missing)| Seen {
+            member,
+            pong: missing.map(pong),
+            has_compared: true,
+        });
         removal_refused(&seen.collect::<Vec<_>>(), id, how, copies_min)
+    }
+
+    #[test]
+    fn a_member_that_was_drained_goes_while_others_wait_for_blobs() {
+        let seat = Seat { draining: true, ..Seat::default() };
+        let member = |id: u64, seat| Member { id, record: NodeRecord::default(), voter: true, seat };
+        let members = [member(1, Seat::default()), member(2, Seat::default()), member(3, seat)];
+        let refused = |surplus, has_compared| {
+            let pong = |missing, surplus| {
+                let blobs = BlobCounts { missing, surplus, ..BlobCounts::default() };
+                Some(Pong { id: 1, applied_index: 1, version: String::new(), blobs, time_ms: 0 })
+            };
+            let pongs = [pong(0, 0), pong(4, 0), pong(0, surplus)];
+            let seen = members.iter().zip(pongs).map(|(member, pong)| Seen { member, pong, has_compared });
+            removal_refused(&seen.collect::<Vec<_>>(), 3, Removal::Safe, 2).is_some()
+        };
+        assert!(!refused(0, true));
+        assert!(refused(1, true) && refused(0, false));
     }
 
     #[test]
