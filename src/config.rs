@@ -98,8 +98,8 @@ pub(crate) struct Config {
     #[arg(long, value_name = "WEIGHT", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX)))]
     pub(crate) weight: u32,
 
-    /// How fast this node fetches blobs that it should have and lacks, in bytes a second
-    #[arg(long, value_name = "SIZE", default_value = "100MiB", value_parser = values::size)]
+    /// How fast this node fetches blobs that it should have and lacks, in bytes a second; 1MiB or more
+    #[arg(long, value_name = "SIZE", default_value = "100MiB", value_parser = values::rate)]
     #[serde(serialize_with = "values::write_size")]
     pub(crate) repair_rate: ByteSize,
 

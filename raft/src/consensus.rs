@@ -399,6 +399,11 @@ impl Consensus {
         self.inner.options.replicas
     }
 
+    /// The fewest nodes that keep any blob, by the settings' rules and without one.
+    pub fn fewest_replicas(&self) -> usize {
+        self.rules().fewest_replicas().map_or(self.replicas(), |rule| rule.min(self.replicas()))
+    }
+
     pub(crate) fn options(&self) -> &Options {
         &self.inner.options
     }

@@ -135,6 +135,7 @@ impl Consensus {
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id, record)]));
         match self.change(change).await {
             Ok(()) => JoinReply::Member(self.members().to_vec()),
+            Err(_) if self.leader() != Some(self.node_id()) => JoinReply::NotLeader(None),
             Err(problem) => JoinReply::Refused(problem),
         }
     }
@@ -225,10 +226,7 @@ impl Consensus {
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
         let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
-        let rules = self.rules();
-        let copies_min =
-            rules.fewest_replicas().map_or(self.options().replicas, |rule| rule.min(self.options().replicas));
-        if let Some(refusal) = removal_refused(&seen, id, how, copies_min) {
+        if let Some(refusal) = removal_refused(&seen, id, how, self.fewest_replicas()) {
             return RemoveReply::Refused(refusal);
         }
         if id == self.node_id() {
@@ -245,6 +243,8 @@ impl Consensus {
         };
         match removed.await {
             Ok(()) => RemoveReply::Removed,
+            // Whoever leads by now does what is left to do.
+            Err(_) if self.leader() != Some(self.node_id()) => RemoveReply::NotLeader,
             Err(problem) => RemoveReply::Refused(problem),
         }
     }
@@ -348,6 +348,11 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
         (Removal::Safe, Some(_)) if leaving.has_nothing() => return None,
         (Removal::Safe, _) => {}
     }
+    // Counts of the layout before say nothing: what a member that went had alone is on its way to others now.
+    if let Some(late) = members.iter().find(|seen| seen.pong.is_some() && !seen.has_compared) {
+        let name = &late.member.record.name;
+        return Some(format!("{name} compares its blobs with what it should have now; ask again in some seconds"));
+    }
     remain.iter().find_map(|seen| {
         let name = &seen.member.record.name;
         match seen.pong.as_ref().map(|pong| pong.blobs.missing) {
@@ -409,6 +414,23 @@ mod tests {
         };
         assert!(!refused(0, true));
         assert!(refused(1, true) && refused(0, false));
+    }
+
+    #[test]
+    fn a_second_member_goes_only_once_all_have_compared_their_blobs_without_the_first() {
+        let members: Vec<Member> = (1..=4)
+            .map(|id| Member { id, record: NodeRecord::default(), voter: true, seat: Seat::default() })
+            .collect();
+        let refused = |has_compared, how| {
+            let pong = |id| {
+                Some(Pong { id, applied_index: 1, version: String::new(), blobs: BlobCounts::default(), time_ms: 0 })
+            };
+            let seen = members.iter().map(|member| Seen { member, pong: pong(member.id), has_compared });
+            removal_refused(&seen.collect::<Vec<_>>(), 3, how, 2)
+        };
+        assert_eq!(refused(true, Removal::Safe), None);
+        assert!(refused(false, Removal::Safe).is_some_and(|why| why.contains("compares its blobs")));
+        assert_eq!(refused(false, Removal::Force), None);
     }
 
     #[test]

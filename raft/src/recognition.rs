@@ -61,6 +61,11 @@ impl Candidate<'_> {
             }
             if let Some(record) = known.member.filter(|record| record.peer_address != self.record.peer_address) {
                 self.is_alone(&record, client).await?;
+                return Err(format!(
+                    "{address} says that others find node {:012x} at {}, and its `peer_advertise` is {}, where they do not look \
+                     for it: set it to what it was, or give this node an empty data directory to join as a new node",
+                    self.id, record.peer_address, self.record.peer_address
+                ));
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! `flotilla node`: the members of the cluster, one by one.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use reqwest::Method;
 
 use super::api::{self, Node};
@@ -12,6 +12,9 @@ use crate::cluster::status::{ClusterStatus, NodeStatus};
 
 /// How often the progress of a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a member that is drained may be silent.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// See the members of the cluster, drain, replace and remove them.
 #[derive(Debug, clap::Subcommand)]
@@ -142,19 +145,28 @@ impl Drain {
 
 impl Decommission {
     async fn run(self) -> anyhow::Result<()> {
-        self.node.send(Method::PUT, &path(&self.member, "/drain"), |request| request).await?;
-        let mut said = None;
+        let name = &self.member;
+        let before = self.look().await?;
+        ensure!(
+            before.reachable,
+            "{name} does not answer, so nothing can be moved from it. Bring it back; or, if it does not come back, take it out \
+             by `flotilla node remove {name}`, or if its disk is lost by `flotilla node replace {name}`"
+        );
+        self.node.send(Method::PUT, &path(name, "/drain"), |request| request).await?;
+        let (mut said, mut answered) = (None, Instant::now());
         loop {
-            let (status, _) = self.node.get::<ClusterStatus>("/api/v1/cluster").await?;
-            let named = |node: &&NodeStatus| node.name == self.member || node.id == self.member;
-            let member = status.nodes.iter().find(named).context("it is no member any more")?;
-            anyhow::ensure!(member.draining, "somebody ended the draining of {}", self.member);
-            let blobs = member.blobs.with_context(|| {
-                format!(
-                    "{} does not answer: what it alone holds cannot be moved; bring it back, or `replace` it",
-                    self.member
-                )
-            })?;
+            let member = self.look().await?;
+            ensure!(member.draining, "somebody ended the draining of {name}");
+            let Some(blobs) = member.blobs else {
+                ensure!(
+                    answered.elapsed() < SILENT_MAX,
+                    "{name} does not answer any more, and is being drained still: bring it back and go on by the same command, \
+                     or end it by `flotilla node drain {name} --undo`"
+                );
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            };
+            answered = Instant::now();
             if blobs.is_drained() {
                 break;
             }
@@ -167,6 +179,12 @@ impl Decommission {
         self.node.send(Method::DELETE, &path(&self.member, ""), |request| request).await?;
         super::say(format_args!("{} is no member any more; nothing on it is needed", self.member));
         Ok(())
+    }
+
+    async fn look(&self) -> anyhow::Result<NodeStatus> {
+        let (status, _) = self.node.get::<ClusterStatus>("/api/v1/cluster").await?;
+        let named = |node: &NodeStatus| node.name == self.member || node.id == self.member;
+        status.nodes.into_iter().find(named).with_context(|| format!("{} is no member", self.member))
     }
 }
 

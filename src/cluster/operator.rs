@@ -103,7 +103,7 @@ fn state(consensus: &Consensus, cluster_id: String) -> ClusterStatus {
         raft.commit_index,
         leader.map(|id| Leader { id: shown(id), name: name(id) }),
         nodes,
-        consensus.replicas(),
+        consensus.fewest_replicas(),
     )
 }
 

@@ -204,6 +204,13 @@ impl ClusterStatus {
     }
 }
 
+impl Blobs {
+    /// It lacks some, or has not looked since the layout changed.
+    fn may_lack(self) -> bool {
+        self.missing > 0 || !self.compared
+    }
+}
+
 impl NodeStatus {
     fn is_voter(&self) -> bool {
         self.role != Role::Learner
@@ -217,6 +224,9 @@ impl NodeStatus {
         if let Some(Blobs { missing: missing @ 1.., .. }) = self.blobs {
             return Some(format!("lacks {missing} {}", if missing == 1 { "blob" } else { "blobs" }));
         }
+        if self.blobs.is_some_and(|blobs| !blobs.compared) {
+            return Some("compares its blobs with what it should have".to_owned());
+        }
         if let Some(off_ms @ CLOCK_OFF_MS..) = self.clock_off_ms {
             return Some(format!("has a clock that is {} s off", off_ms / 1000));
         }
@@ -228,7 +238,7 @@ impl NodeStatus {
 /// failed.
 fn copies_to_spare(nodes: &[NodeStatus], replicas: usize) -> usize {
     let keepers = nodes.iter().filter(|node| !node.draining);
-    let lacking = |node: &&NodeStatus| node.blobs.is_none_or(|blobs| blobs.missing > 0);
+    let lacking = |node: &&NodeStatus| node.blobs.is_none_or(Blobs::may_lack);
     replicas.min(keepers.clone().count()).saturating_sub(1 + keepers.filter(lacking).count())
 }
 
@@ -252,7 +262,7 @@ fn judge(has_leader: bool, nodes: &[NodeStatus]) -> (Verdict, usize) {
     }
     // A learner that catches up, or is away, takes no reserve from anyone; blobs it lacks are copies we count on.
     let in_order = nodes.iter().all(|node| match node.role {
-        Role::Learner => node.blobs.is_none_or(|blobs| blobs.missing == 0),
+        Role::Learner => node.blobs.is_none_or(|blobs| !blobs.may_lack()),
         Role::Leader | Role::Follower => node.complaint().is_none(),
     });
     let verdict = if in_order { Verdict::Healthy } else { Verdict::Degraded };

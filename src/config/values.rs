@@ -76,6 +76,16 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// Below this a node would hardly ever have what it should have.
+const RATE_MIN: ByteSize = ByteSize::mib(1);
+
+pub(super) fn rate(text: &str) -> Result<ByteSize, String> {
+    size(text).and_then(|rate| match rate < RATE_MIN {
+        true => Err(format!("must be {RATE_MIN} or more")),
+        false => Ok(rate),
+    })
+}
+
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),

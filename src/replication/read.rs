@@ -78,7 +78,10 @@ impl Replication {
             Ok(None) if self.belongs_here(digest) => self.missed(digest, size),
             Ok(None) => {}
             // Others have copies: a file that cannot even be opened is no reason to fail a pull.
-            Err(error) => tracing::error!(%digest, %error, "this node's copy of a blob cannot be read"),
+            Err(error) => {
+                tracing::error!(%digest, %error, "this node's copy of a blob cannot be read");
+                self.suspect(*digest);
+            }
         }
         let remote = self.read_remote(digest, size, range).await?;
         match is_whole {

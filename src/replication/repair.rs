@@ -178,7 +178,7 @@ impl Repair {
         let replication = self.replication.clone();
         blocking(move || {
             let compared = blobs.into_iter().map(|(digest, size)| {
-                let found = replication.look_for(&digest)?;
+                let found = replication.look_for(&digest, size)?;
                 replication.tally().record(&digest, size, found);
                 Ok((digest, found))
             });
@@ -249,6 +249,13 @@ impl Repair {
                 let before = self.failed.get(&digest).map(|pause| pause.length);
                 let length = before.map_or(FIRST_PAUSE, |length| (length * 2).min(LAST_PAUSE));
                 self.failed.insert(digest, Pause { until: Instant::now() + length, length });
+                let is_lasting = length == LAST_PAUSE && before != Some(LAST_PAUSE);
+                if is_lasting && matches!(error, FetchError::Nowhere) {
+                    tracing::error!(
+                        %digest,
+                        "no node that answers has this blob: bring back the nodes that are away, or push it again"
+                    );
+                }
                 tracing::debug!(%digest, %error, "a missing blob could not be fetched yet");
             }
         }
@@ -256,11 +263,16 @@ impl Repair {
 }
 
 impl Replication {
-    /// What this node has of a blob, and whether it should have it. Looks at the disk.
-    pub(super) fn look_for(&self, digest: &Digest) -> Result<Found, StorageError> {
+    /// What this node has of a blob of that size, and whether it should have it. Looks at the disk.
+    pub(super) fn look_for(&self, digest: &Digest, size: u64) -> Result<Found, StorageError> {
         let (own, members) = (self.node_id(), self.consensus().members());
         let placed = placement::placed(digest, &members, self.copies_of(digest));
-        let is_here = self.blobs().size(digest)?.is_some();
+        let found = self.blobs().size(digest)?;
+        let is_here = found == Some(size);
+        if found.is_some() && !is_here {
+            // No copy, whatever its name is.
+            self.suspect(*digest);
+        }
         Ok(match (placed.contains(&own), is_here) {
             (true, true) => Found::Held { alone: placed.len() == 1 },
             (true, false) => Found::Missing,

@@ -267,14 +267,16 @@ impl Replication {
     }
 
     /// Compares a file with its digest, and puts it aside if it is damaged; says whether it was. `None` where there is
-    /// none.
+    /// none, it cannot be read, or somebody is at work on it.
     async fn check(&self, digest: Digest, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
+        // Nobody else looks at it, or fetches a good one in its place, meanwhile.
+        let Some(_claim) = self.claims().claim_to_look(digest) else { return Ok(None) };
         let blobs = self.blobs().clone();
         let Some((file, size)) = blocking(move || blobs.open_blob(&digest)).await?? else { return Ok(None) };
         let mut reading = Reading { file, offset: 0, hasher: Hasher::new(digest.algorithm()) };
         while reading.offset < size {
             if let Some(rate) = rate {
-                rate.wait(READ_BYTES).await;
+                rate.wait(READ_BYTES.min(usize::try_from(size - reading.offset).unwrap_or(READ_BYTES))).await;
             }
             let (read, result) = blocking(move || {
                 let mut reading = reading;
@@ -283,26 +285,32 @@ impl Replication {
             })
             .await?;
             reading = read;
-            if let Err(error) = result {
-                tracing::error!(%digest, %error, "a blob's file cannot be read");
-                break;
+            match result {
+                Ok(()) => {}
+                // It became shorter.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
+                // A disk that fails for a while says nothing about what is on it.
+                Err(error) => {
+                    tracing::error!(%digest, %error, "a blob's file cannot be read: it stays where it is");
+                    return Ok(None);
+                }
             }
         }
         if reading.hasher.finish() == digest {
             return Ok(Some(false));
         }
-        self.scrub().counted.damaged.fetch_add(1, Ordering::Relaxed);
         let replication = self.clone();
         blocking(move || replication.set_aside(&digest)).await??;
         Ok(Some(true))
     }
 
     /// A good copy is fetched in its place. Blocks.
-    fn set_aside(&self, digest: &Digest) -> Result<(), StorageError> {
+    pub(super) fn set_aside(&self, digest: &Digest) -> Result<(), StorageError> {
+        self.scrub().counted.damaged.fetch_add(1, Ordering::Relaxed);
         let aside = self.blobs().set_aside(digest)?;
         tracing::error!(%digest, aside = ?aside, "a blob's file is damaged: it was put aside");
         if let Some(size) = self.consensus().registry().file_blob(digest)? {
-            self.tally().record(digest, size, self.look_for(digest)?);
+            self.tally().record(digest, size, self.look_for(digest, size)?);
         }
         Ok(())
     }

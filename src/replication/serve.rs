@@ -88,9 +88,16 @@ async fn check_blob(app: App, path: web::Path<String>) -> HttpResponse {
     HttpResponse::Accepted().finish()
 }
 
+/// The size of this node's copy, if it has one that may be whole.
 async fn size(app: &App, digest: Digest) -> Result<Option<u64>, StorageError> {
     let blobs = app.blobs().clone();
-    blocking(move || blobs.size(&digest)).await?
+    let found = blocking(move || blobs.size(&digest)).await??;
+    let wanted = app.consensus().registry().file_blob(&digest)?;
+    if found.zip(wanted).is_some_and(|(found, wanted)| found != wanted) {
+        app.suspect(digest);
+        return Ok(None);
+    }
+    Ok(found)
 }
 
 /// Stores a whole blob. 201: durable.

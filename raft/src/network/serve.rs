@@ -100,8 +100,9 @@ impl Consensus {
             }
             Call::Recognise => {
                 let id: NodeId = read(body)?;
-                let member = self.members().iter().find(|member| member.id == id).map(|member| member.record.clone());
+                // The index first: who is told that it is no member believes it of an index that is not behind its own.
                 let (cluster_id, applied_index) = (self.identity().cluster_id, self.applied_index());
+                let member = self.members().iter().find(|member| member.id == id).map(|member| member.record.clone());
                 written(&Recognition { cluster_id, applied_index, member })
             }
             Call::Remove => {

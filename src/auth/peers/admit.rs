@@ -25,7 +25,7 @@ use super::{PeerTls, Way, own};
 const GRACE: Duration = Duration::from_secs(60);
 
 /// How long after a node's certificate was signed the node may join by it. A removed node has an older one.
-const JOINS_WITHIN: Duration = Duration::from_secs(600);
+pub(super) const JOINS_WITHIN: Duration = Duration::from_secs(600);
 
 /// To whom a path is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use flotilla_raft::{AuthoritiesRecord, Command, Consensus, TokenRecord, TrustChange};
+use flotilla_raft::{AuthoritiesRecord, Command, Consensus, ProposeError, TokenRecord, TrustChange};
 use serde::{Deserialize, Serialize};
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
@@ -131,6 +131,7 @@ async fn authorities(tls: web::Data<PeerTls>, consensus: web::Data<Consensus>) -
         (status = 202, description = "It is under way; `GET /api/v1/authority` says how far"),
         (status = 404, body = Object, description = "The cluster has no authority of its own"),
         (status = 409, body = Object, description = "Refused; says why"),
+        (status = 503, body = Object, description = "Nobody leads, or it is not known whether it took effect; ask what holds"),
     )
 )]
 #[post("/api/v1/authority/rotate")]
@@ -147,6 +148,9 @@ async fn rotate(
     };
     match tls.rotate(&consensus, finish).await {
         Ok(()) => Ok(HttpResponse::Accepted().finish()),
+        Err(problem) if consensus.leader().is_none() || problem.is::<ProposeError>() => {
+            Err(OciError::unavailable(format!("{problem:#}")))
+        }
         Err(problem) => Err(OciError::conflict(format!("{problem:#}"))),
     }
 }
@@ -176,7 +180,7 @@ async fn put_token(
         return Err(invalid("`authority` is not the certificate of this token's authority"));
     }
     if !(1..=TOKEN_MAX.as_millis() as u64).contains(&token.lifetime_ms) {
-        return Err(invalid("a token is good for 30 days at most"));
+        return Err(invalid("a token is good for more than nothing and 30 days at most"));
     }
     let (id, lifetime_ms) = (token.id.clone(), token.lifetime_ms);
     let change = TrustChange::PutToken { id, authority: Bytes::from(authority), lifetime_ms };

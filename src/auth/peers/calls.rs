@@ -18,6 +18,7 @@ use super::admit::is_member;
 use super::authority::{Authority, Fingerprint, Leaf, certificates, pem, request};
 use super::folder::{Trusted, TrustedText};
 use super::material::Standing;
+use super::own::Own;
 use super::refusals::{Reason, Refused};
 
 pub(super) const SIGN: &str = "/peer/v1/tls/sign";
@@ -119,8 +120,8 @@ async fn answered<T: DeserializeOwned>(call: RequestBuilder) -> anyhow::Result<T
 }
 
 impl PeerTls {
-    /// Fetches a certificate for this node from the node at an address, or from one that it names. Where this node can
-    /// prove nothing, it goes on with what it has. Without an authority of the cluster's own there is nothing to do.
+    /// Fetches a certificate for this node, which is no member yet, from the node at an address, or from one that it names.
+    /// Without an authority of the cluster's own there is nothing to do.
     ///
     /// # Errors
     /// Nobody signs; says why.
@@ -129,9 +130,15 @@ impl PeerTls {
             return Ok(());
         }
         let fetched = async {
-            let (held, proves) =
-                self.look(|own| Ok((own.leaf.as_ref().map(|leaf| leaf.name.cluster), own.proof.is_some()))).await?;
-            match !proves && held.is_some() && held == cluster {
+            let will_do = move |own: &mut Own| {
+                let will_do = own.leaf_will_do(cluster);
+                if !will_do {
+                    // To be shown the proof, not the certificate of a node that they do not know.
+                    own.leaf = None;
+                }
+                Ok(will_do)
+            };
+            match self.change(will_do).await? {
                 true => Ok(()),
                 false => self.fetch_leaf_from(address, cluster).await,
             }

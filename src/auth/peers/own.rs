@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use uuid::Uuid;
 
+use super::admit::JOINS_WITHIN;
 use super::authority::{Authority, Fingerprint, Leaf, NodeName, request};
 use super::folder::{Folder, Trusted};
 use super::join::{Proof, SIGNED_FOR};
@@ -125,6 +126,16 @@ impl Own {
     pub(super) fn needs_leaf(&self) -> bool {
         self.leaf.as_ref().is_none_or(|leaf| {
             leaf.said.renew_at() <= now() || self.trusted.signer.is_some_and(|signer| leaf.authority() != Some(signer))
+        })
+    }
+
+    /// Whether a cluster would take this node in by the certificate that it has: others believe one of a node that they do
+    /// not know for a short time only. Who can prove nothing must go on with what he has.
+    pub(super) fn leaf_will_do(&self, cluster: Option<Uuid>) -> bool {
+        let of_it = self.leaf.as_ref().filter(|leaf| Some(leaf.name.cluster) == cluster);
+        of_it.is_some_and(|leaf| {
+            let is_fresh = now() < leaf.said.made_at() + JOINS_WITHIN.as_secs() / 2 && now() < leaf.said.ends;
+            is_fresh || self.proof.is_none()
         })
     }
 

@@ -104,7 +104,10 @@ impl PeerTls {
         }
         ensure!(record.signer == 0, "a rotation is under way, and certificates of the new authority are being signed");
         let cluster = consensus.registry().cluster_id()?.context("the cluster has no id yet")?;
+        let known = record.clone();
         let made = self.change(move |own| {
+            // Else the key would go with those of the rotation before, which this node may not have followed yet.
+            own.agreed(&known)?;
             let fingerprint = own.keep(Authority::make(cluster)?)?;
             let made = own.keys.get(&fingerprint).context("it was kept")?;
             Ok(Bytes::copy_from_slice(made.certificate()))

@@ -11,8 +11,11 @@ use super::sentinel::Mark;
 use super::state::{Queued, Work};
 use crate::error::StorageError;
 
-/// Rows removed with one batch, of which each group of writes brings one: it must not hold up what comes after it.
-const PIECE_ROWS: usize = 256;
+/// Rows cut off with one batch.
+const CUT_ROWS: usize = 1024;
+
+/// Rows of purged entries that each group of writes removes at the least: it must not be held up by them.
+const PURGED_ROWS: usize = 64;
 
 /// Writes until the store closes or fails.
 pub(super) fn run(shared: &Shared) {
@@ -52,6 +55,7 @@ impl Writer<'_> {
                 result = self.write(work);
             }
         }
+        let written = self.rows.len();
         let result = result.and_then(|()| self.finish_group(last_sequence));
         if let Err(error) = &result {
             // First of all nobody may queue or read any more.
@@ -64,14 +68,15 @@ impl Writer<'_> {
                 self.shared.fail(StorageError::Closed);
             }
         }
+        // Only once all are answered.
+        let result = result
+            .and_then(|()| self.remove_purged_piece(written).inspect_err(|error| self.shared.fail(error.clone())));
         result.is_ok()
     }
 
     fn finish_group(&mut self, last_sequence: Option<u64>) -> Result<(), StorageError> {
         self.apply()?;
-        self.remove_purged_piece()?;
         let Some(last_sequence) = last_sequence else {
-            // Only a piece of a purge: what a power cut brings back is below the floor, and is removed again.
             return Ok(());
         };
         self.shared.database.run("flushing the log", |db| db.flush())?;
@@ -132,41 +137,50 @@ impl Writer<'_> {
         self.mark.next_index = self.mark.next_index.min(index.max(floor));
         self.shared.sentinel.lower(self.mark.next_index)?;
         let start = rows::entry_key(index, 0);
-        while self.remove_piece("truncating the log", |db| {
-            Box::new(db.range::<&[u8], _>(&start[..]..&rows::entries_end()[..]).rev())
-        })? {}
+        while self.cut_piece(&start)? {}
         Ok(())
     }
 
-    /// From the front, one piece per group.
-    fn remove_purged_piece(&mut self) -> Result<(), StorageError> {
+    /// From the front, one piece per group. What a power cut brings back is below the floor, and is removed again.
+    fn remove_purged_piece(&mut self, written: usize) -> Result<(), StorageError> {
         let Some(floor) = self.backlog else {
             return Ok(());
         };
         let (start, end) = (rows::entry_key(0, 0), rows::entry_key(floor, 0));
-        if !self.remove_piece("purging the log", |db| Box::new(db.range(start..end)))? {
+        // Twice what comes in, so that the backlog comes to an end.
+        let limit = PURGED_ROWS.max(2 * written);
+        // One by one, as rows are written. A power cut may leave the rest of an entry: what is below the floor is removed then.
+        let (count, bytes) = self.shared.database.run("purging the log", |db| {
+            let (mut count, mut bytes) = (0, 0);
+            for row in db.range(start..end).take(limit) {
+                let (key, value) = row?;
+                let part = rows::parse_entry_key(&key).map_or(0, |(_, part)| part);
+                bytes += rows::stored_bytes(part, value.len());
+                count += 1;
+                db.remove(key)?;
+            }
+            Ok((count, bytes))
+        })?;
+        self.shared.size_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if count < limit {
             self.backlog = None;
         }
         Ok(())
     }
 
-    /// Removes the first rows of an iteration; false if these were the last.
-    fn remove_piece(
-        &self,
-        doing: &'static str,
-        iterate: impl FnOnce(&sled::Db) -> Box<dyn Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>>,
-    ) -> Result<bool, StorageError> {
-        let (count, bytes) = self.shared.database.run(doing, |db| {
+    /// Removes the last rows of those from `start` on; false if these were all.
+    fn cut_piece(&self, start: &[u8]) -> Result<bool, StorageError> {
+        let (count, bytes) = self.shared.database.run("truncating the log", |db| {
             let mut batch = sled::Batch::default();
             let (mut count, mut bytes) = (0, 0);
-            for row in iterate(db) {
+            for row in db.range::<&[u8], _>(start..&rows::entries_end()[..]).rev() {
                 let (key, value) = row?;
                 let part = rows::parse_entry_key(&key).map_or(0, |(_, part)| part);
                 count += 1;
                 bytes += rows::stored_bytes(part, value.len());
                 batch.remove(key);
                 // Not in the middle of an entry: from the end, its part 0 would stay and promise the others.
-                if count >= PIECE_ROWS && part == 0 {
+                if count >= CUT_ROWS && part == 0 {
                     break;
                 }
             }
@@ -176,6 +190,6 @@ impl Writer<'_> {
             Ok((count, bytes))
         })?;
         self.shared.size_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Ok(count >= PIECE_ROWS)
+        Ok(count >= CUT_ROWS)
     }
 }
