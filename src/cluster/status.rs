@@ -368,10 +368,15 @@ mod tests {
         assert_eq!(status.failures_tolerated, 0);
         let drained = three(|nodes| {
             nodes[2].draining = true;
-            nodes[2].blobs = Some(Blobs { surplus: 4, ..Blobs::default() });
+            nodes[2].blobs = Some(Blobs { surplus: 4, compared: true, ..Blobs::default() });
         });
         assert_eq!(verdict(&drained), (Verdict::Healthy, 1));
         assert_eq!(drained.sentence(), "One node may fail now. n3 is being drained: 4 blobs left.");
+        let changed = three(|nodes| nodes[1].blobs = Some(Blobs { held: 3, ..Blobs::default() }));
+        assert_eq!(
+            changed.sentence(),
+            "Degraded: One node may fail now. n2 compares its blobs with what it should have."
+        );
         let off = three(|nodes| nodes[1].clock_off_ms = Some(61_000));
         assert_eq!(off.sentence(), "Degraded: One node may fail now. n2 has a clock that is 61 s off.");
     }

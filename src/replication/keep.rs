@@ -51,6 +51,12 @@ impl Claims {
     }
 }
 
+impl Claim {
+    pub(super) fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         self.claims.0.lock().remove(&self.digest);

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_storage::{Digest, Hasher, StorageError, durable_file};
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Replication;
+use super::keep::Claim;
 use super::rate::Rate;
 use super::writer::blocking;
 
@@ -36,6 +37,10 @@ const RATE_MIN: u64 = 1 << 20;
 
 /// Files that may be looked at at a time because somebody suspects them.
 const SUSPECTS_MAX: usize = 2;
+
+/// How long a suspicion waits for who is at work on the file, and how often it looks.
+const CLAIMED_WITHIN: Duration = Duration::from_secs(600);
+const CLAIMED_EACH: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether a scrub is due.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -238,7 +243,9 @@ impl Replication {
             let (registry, from) = (self.consensus().registry().clone(), after);
             let page = blocking(move || registry.file_blobs(from.as_ref(), PAGE)).await??;
             for (digest, size) in page.blobs {
-                if let Some(is_damaged) = self.check(digest, Some(rate)).await? {
+                // Who is at work on it hashes it as well.
+                let Some(claim) = self.claims().claim_to_look(digest) else { continue };
+                if let Some(is_damaged) = self.check(claim, Some(rate)).await? {
                     self.scrub().checked(&digest, size, is_damaged);
                 }
             }
@@ -259,7 +266,16 @@ impl Replication {
         let Ok(turn) = self.scrub().suspects.clone().try_acquire_owned() else { return };
         let replication = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = replication.check(digest, None).await {
+            let began = Instant::now();
+            // The pull that found it may be fetching a copy from another node.
+            let claim = loop {
+                match replication.claims().claim_to_look(digest) {
+                    Some(claim) => break claim,
+                    None if began.elapsed() > CLAIMED_WITHIN => return,
+                    None => tokio::time::sleep(CLAIMED_EACH).await,
+                }
+            };
+            if let Err(error) = replication.check(claim, None).await {
                 tracing::error!(%digest, %error, "a file that may be damaged could not be looked at");
             }
             drop(turn);
@@ -267,10 +283,9 @@ impl Replication {
     }
 
     /// Compares a file with its digest, and puts it aside if it is damaged; says whether it was. `None` where there is
-    /// none, it cannot be read, or somebody is at work on it.
-    async fn check(&self, digest: Digest, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
-        // Nobody else looks at it, or fetches a good one in its place, meanwhile.
-        let Some(_claim) = self.claims().claim_to_look(digest) else { return Ok(None) };
+    /// none, or it cannot be read. With the claim nobody else looks at it, or fetches a good one in its place, meanwhile.
+    async fn check(&self, claim: Claim, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
+        let digest = claim.digest();
         let blobs = self.blobs().clone();
         let Some((file, size)) = blocking(move || blobs.open_blob(&digest)).await?? else { return Ok(None) };
         let mut reading = Reading { file, offset: 0, hasher: Hasher::new(digest.algorithm()) };

@@ -16,6 +16,9 @@ use super::folder::{Folder, Trusted};
 use super::join::{Proof, SIGNED_FOR};
 use super::material::{Material, certified, roots, seconds};
 
+/// How long who is about to found a cluster is believed to remember that it signed for this node.
+const FOUNDED_WITHIN: Duration = Duration::from_secs(30);
+
 /// All of it; one at a time changes it, and makes the [`Material`] anew.
 pub(super) struct Own {
     pub(super) node: NodeId,
@@ -130,13 +133,13 @@ impl Own {
     }
 
     /// Whether a cluster would take this node in by the certificate that it has: others believe one of a node that they do
-    /// not know for a short time only. Who can prove nothing must go on with what he has.
+    /// not know for a short time only. A cluster that is about to be founded (`None`) is founded by who has signed for all,
+    /// and may have forgotten that. Who can prove nothing must go on with what he has.
     pub(super) fn leaf_will_do(&self, cluster: Option<Uuid>) -> bool {
-        let of_it = self.leaf.as_ref().filter(|leaf| Some(leaf.name.cluster) == cluster);
-        of_it.is_some_and(|leaf| {
-            let is_fresh = now() < leaf.said.made_at() + JOINS_WITHIN.as_secs() / 2 && now() < leaf.said.ends;
-            is_fresh || self.proof.is_none()
-        })
+        let fresh_for = if cluster.is_some() { JOINS_WITHIN / 2 } else { FOUNDED_WITHIN };
+        let is_fresh = |leaf: &Leaf| now() < leaf.said.ends.min(leaf.said.made_at() + fresh_for.as_secs());
+        let of_it = self.leaf.as_ref().filter(|leaf| cluster.is_none_or(|cluster| cluster == leaf.name.cluster));
+        of_it.is_some_and(|leaf| self.proof.is_none() || is_fresh(leaf))
     }
 
     /// The authority that signs, if its key is here.
