@@ -37,6 +37,8 @@ fn a_node_is_ready_once_it_caught_up_and_stays_so_without_a_quorum() -> Result<(
         push_small(cluster, "probes/app", "v1").await?;
         let (alone, clients) = (cluster.node(0), each(cluster));
         let client = &clients[0];
+        // It knows that this was agreed on, which the others could not tell it any more.
+        client.manifest("probes/app", "v1").await?.expect(&[200])?;
         for gone in &cluster.nodes()[1..] {
             gone.kill();
         }
