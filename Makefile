@@ -49,7 +49,7 @@ fuzz: ## Every parser, FUZZ_SECONDS each (600); needs a nightly compiler and car
 
 CHAOS := cargo run --release --locked --package chaos-tests --
 
-chaos: ## The fault checks in full, on the release build; takes about forty minutes
+chaos: ## The fault checks in full, on the release build; takes about an hour
 	cargo build --release --workspace --locked
 	$(CHAOS) kill-leader --times 20
 	$(CHAOS) handover --times 20
@@ -57,6 +57,7 @@ chaos: ## The fault checks in full, on the release build; takes about forty minu
 	$(CHAOS) grow
 	$(CHAOS) lost-disk
 	$(CHAOS) zones
+	$(CHAOS) million
 	$(CHAOS) catch-up
 	$(CHAOS) big-blob
 	$(CHAOS) no-quorum
