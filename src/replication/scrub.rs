@@ -320,7 +320,7 @@ impl Replication {
     }
 
     /// A good copy is fetched in its place. Blocks.
-    pub(super) fn set_aside(&self, digest: &Digest) -> Result<(), StorageError> {
+    fn set_aside(&self, digest: &Digest) -> Result<(), StorageError> {
         self.scrub().counted.damaged.fetch_add(1, Ordering::Relaxed);
         let aside = self.blobs().set_aside(digest)?;
         tracing::error!(%digest, aside = ?aside, "a blob's file is damaged: it was put aside");

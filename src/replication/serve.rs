@@ -90,9 +90,9 @@ async fn check_blob(app: App, path: web::Path<String>) -> HttpResponse {
 
 /// The size of this node's copy, if it has one that may be whole.
 async fn size(app: &App, digest: Digest) -> Result<Option<u64>, StorageError> {
-    let blobs = app.blobs().clone();
-    let found = blocking(move || blobs.size(&digest)).await??;
-    let wanted = app.consensus().registry().file_blob(&digest)?;
+    let (blobs, registry) = (app.blobs().clone(), app.consensus().registry().clone());
+    let looked = blocking(move || Ok::<_, StorageError>((blobs.size(&digest)?, registry.file_blob(&digest)?)));
+    let (found, wanted) = looked.await??;
     if found.zip(wanted).is_some_and(|(found, wanted)| found != wanted) {
         app.suspect(digest);
         return Ok(None);

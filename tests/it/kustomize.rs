@@ -175,7 +175,7 @@ fn the_time_of_grace_is_longer_than_all_that_happens_in_it() -> Result<()> {
     Ok(())
 }
 
-/// The Secret is mounted where the nodes look for it, from the day on which they do.
+/// The Secret is mounted where the nodes look for it.
 #[test]
 fn the_pods_read_the_join_secret_from_its_volume() -> Result<()> {
     let Some(rendered) = rendered()? else { return Ok(()) };
