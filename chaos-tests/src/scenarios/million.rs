@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use serde_json::json;
 
-use super::MIB;
+use super::{MIB, median};
 use crate::client::{Client, Method, Way};
 use crate::cluster::{Cluster, Node, Options};
 use crate::image::{Image, OCI_MANIFEST, random_bytes};
@@ -143,11 +143,6 @@ fn slowest_by_stretch(writes: &[(Duration, Duration)], snapshots: &[Duration]) -
     (near, far)
 }
 
-fn median(of: &mut [Duration]) -> Duration {
-    of.sort_unstable();
-    of.get(of.len() / 2).copied().unwrap_or_default()
-}
-
 /// Writes go on while the leader makes some snapshots: the slowest push near them, and of stretches as long without one,
 /// which says what this machine does to a push by itself.
 async fn snapshot_under_writes(cluster: &Cluster, seed: u64) -> anyhow::Result<Option<String>> {
@@ -187,16 +182,17 @@ async fn snapshot_under_writes(cluster: &Cluster, seed: u64) -> anyhow::Result<O
     }
     let writes = writes.lock().clone();
     let mut all: Vec<Duration> = writes.iter().map(|(_, took)| *took).collect();
-    let (mut near, mut far) = slowest_by_stretch(&writes, &made);
-    let (p50, count) = (median(&mut all), all.len());
+    all.sort_unstable();
+    let (near, far) = slowest_by_stretch(&writes, &made);
+    let (p50, count) = (median(&all), all.len());
     let p99 = all.get(count * 99 / 100).copied().unwrap_or_default();
-    let (with, without) = (median(&mut near), median(&mut far));
+    let (with, without) = (median(&near), median(&far));
     println!(
         "{count} pushes beside {} snapshots: median {p50:.1?}, p99 {p99:.1?}; the slowest of a stretch of {STRETCH:?}: \
          with a snapshot {with:.1?} (at most {:.1?}), without {without:.1?} (at most {:.1?})",
         made.len(),
-        near.last().copied().unwrap_or_default(),
-        far.last().copied().unwrap_or_default(),
+        near.iter().max().copied().unwrap_or_default(),
+        far.iter().max().copied().unwrap_or_default(),
     );
     let stall = with.saturating_sub(without);
     println!("a snapshot makes writes wait for {stall:.1?}");
