@@ -10,6 +10,7 @@
 mod collect;
 mod copies;
 mod fanout;
+mod file;
 mod finish;
 mod keep;
 mod peers;

@@ -1,32 +1,24 @@
 //! Reads a blob: from this node's file, else from a node that holds it, and from the next one when that dies.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use flotilla_raft::Member;
-use flotilla_storage::{BlobStore, Digest, StorageError};
+use flotilla_storage::{Digest, StorageError};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 
+use super::file::FileReader;
 use super::keep::Keeper;
 use super::peers::STALL_TIMEOUT;
-use super::pieces::{Buffer, PIECE_MAX, Transfer};
 use super::tally::Found;
 use super::verified::verified;
-use super::writer::blocking;
 use super::{Replication, placement};
-
-/// The most bytes that are taken from the page cache at once: a little less than what actix-web keeps as a connection's
-/// write buffer, so that it needs no fresh memory for each piece, and small enough to stay in a core's cache.
-const CACHED_PIECE: usize = 120 * 1024;
 
 /// Why a blob cannot be read now.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +50,7 @@ impl Stream for BlobStream {
 
 impl Replication {
     /// The bytes `range` of a blob of `size` bytes. Errors after the first byte mean that no node could go on, or that
-    /// they are not those of the digest, which is looked at where all of it is asked for.
+    /// all of it was asked for and the bytes are not those of the digest.
     ///
     /// # Errors
     /// The first byte cannot be had from anywhere.
@@ -69,17 +61,19 @@ impl Replication {
         range: Range<u64>,
     ) -> Result<BlobStream, ReadBlobError> {
         let is_whole = range.start == 0 && range.end == size && size > 0;
-        match self.read_local(digest, range.clone()).await {
-            Ok(Some(local)) if is_whole => match self.checked_local(*digest, local).await {
-                Some(checked) => return Ok(checked),
+        match FileReader::open(self.blobs().clone(), *digest, range.clone()).await {
+            Ok(Some((file, first))) if file.is_checked() || !is_whole => {
+                return Ok(self.or_from_others(*digest, size, range, file, first));
+            }
+            Ok(Some((file, first))) => match self.hashed(*digest, file.after(first)).await {
+                Some(hashed) => return Ok(hashed),
                 None => tracing::warn!(%digest, "this node's copy of a blob is damaged: others are asked for theirs"),
             },
-            Ok(Some(local)) => return Ok(local),
             Ok(None) if self.belongs_here(digest) => self.missed(digest, size),
             Ok(None) => {}
-            // Others have copies: a file that cannot even be opened is no reason to fail a pull.
+            // Others have copies: a file that cannot be read is no reason to fail a pull.
             Err(error) => {
-                tracing::error!(%digest, %error, "this node's copy of a blob cannot be read");
+                tracing::error!(%digest, %error, "this node's copy of a blob cannot be read: others are asked for theirs");
                 self.suspect(*digest);
             }
         }
@@ -90,12 +84,34 @@ impl Replication {
         }
     }
 
-    /// This node's copy, hashed on its way; `None` if it turns out to be damaged before anything was sent.
-    async fn checked_local(&self, digest: Digest, local: BlobStream) -> Option<BlobStream> {
+    /// This node's copy, and from the first piece on that cannot be had of it, those of others.
+    fn or_from_others(
+        &self,
+        digest: Digest,
+        size: u64,
+        mut range: Range<u64>,
+        file: FileReader,
+        first: Bytes,
+    ) -> BlobStream {
+        range.start += first.len() as u64;
+        let reading = Reading { replication: self.clone(), digest, size, range, source: Source::File(file) };
+        let rest =
+            stream::unfold(reading, |mut reading| async move { reading.next().await.map(|item| (item, reading)) });
+        let first = (!first.is_empty()).then_some(Ok(first));
+        BlobStream::new(stream::iter(first).chain(rest))
+    }
+
+    /// This node's copy without checksums, hashed on its way; `None` if it turns out to be damaged before anything was
+    /// sent.
+    async fn hashed(
+        &self,
+        digest: Digest,
+        local: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Option<BlobStream> {
         let replication = self.clone();
-        let mut checked = verified(local, digest, move || replication.suspect(digest)).boxed();
-        let first = checked.next().await?.ok()?;
-        Some(BlobStream::new(stream::once(async { Ok(first) }).chain(checked)))
+        let mut hashed = verified(BlobStream::new(local), digest, move || replication.suspect(digest)).boxed();
+        let first = hashed.next().await?.ok()?;
+        Some(BlobStream::new(stream::once(async { Ok(first) }).chain(hashed)))
     }
 
     /// A file that was here is not: repair works off what is counted as missing.
@@ -112,21 +128,10 @@ impl Replication {
         digest: &Digest,
         range: Range<u64>,
     ) -> Result<Option<BlobStream>, StorageError> {
-        let (blobs, digest) = (self.blobs().clone(), *digest);
-        let transfer = Transfer::begin();
-        let mut position = range.start;
-        let first_size = piece_length(&transfer, &range, position);
-        // Opening and the first piece are one trip to the blocking pool: most blobs have no second piece.
-        let opened = blocking(move || -> Result<_, StorageError> {
-            let Some((file, _)) = blobs.open_blob(&digest)? else { return Ok(None) };
-            let first = read_piece(&file, position, first_size)
-                .map_err(|error| StorageError::io(&blobs.path(&digest), error))?;
-            Ok(Some((file, first)))
-        });
-        let Some((file, first)) = opened.await?? else { return Ok(None) };
-        position += first.len() as u64;
-        let rest = FileStream { file: Arc::new(file), transfer, range, position };
-        Ok(Some(BlobStream(rest.after(first).boxed())))
+        let opened = FileReader::open(self.blobs().clone(), *digest, range).await;
+        let Some((file, first)) = opened.inspect_err(|_| self.suspect(*digest))? else { return Ok(None) };
+        let (replication, digest) = (self.clone(), *digest);
+        Ok(Some(BlobStream::new(file.after(first).inspect_err(move |_| replication.suspect(digest)))))
     }
 
     async fn read_remote(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<BlobStream, ReadBlobError> {
@@ -163,6 +168,47 @@ impl Replication {
         ordered.sort_by_key(|id| !self.consensus().reachable(*id));
         let others = ordered.into_iter().filter(|id| *id != own);
         others.filter_map(|id| members.iter().find(|member| member.id == id).cloned()).collect()
+    }
+}
+
+/// A blob on its way from this node's file, or from others once that turned out to be bad.
+struct Reading {
+    replication: Replication,
+    digest: Digest,
+    size: u64,
+    /// What is still to come.
+    range: Range<u64>,
+    source: Source,
+}
+
+enum Source {
+    File(FileReader),
+    Others(BlobStream),
+}
+
+impl Reading {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        if let Source::File(file) = &mut self.source {
+            match file.next().await? {
+                Ok(piece) => {
+                    self.range.start += piece.len() as u64;
+                    return Some(Ok(piece));
+                }
+                Err(error) => {
+                    let digest = self.digest;
+                    tracing::error!(%digest, %error, "this node's copy of a blob is damaged: others give the rest");
+                    self.replication.suspect(digest);
+                    match self.replication.read_remote(&digest, self.size, self.range.clone()).await {
+                        Ok(others) => self.source = Source::Others(others),
+                        Err(_) => return Some(Err(error)),
+                    }
+                }
+            }
+        }
+        match &mut self.source {
+            Source::File(_) => None,
+            Source::Others(others) => others.next().await,
+        }
     }
 }
 
@@ -231,82 +277,4 @@ impl Remote {
         self.progressed = true;
         Some(chunk)
     }
-}
-
-/// A file read piece by piece: on this thread what the page cache holds, on the blocking pool what must come from the
-/// disk.
-struct FileStream {
-    file: Arc<File>,
-    transfer: Transfer,
-    range: Range<u64>,
-    /// Where the next piece to be read begins.
-    position: u64,
-}
-
-impl FileStream {
-    fn after(self, first: Bytes) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        let first = (!first.is_empty()).then_some(Ok(first));
-        let rest = stream::unfold(self, |mut file| async move { file.next().await.map(|piece| (piece, file)) });
-        stream::iter(first).chain(rest)
-    }
-
-    async fn next(&mut self) -> Option<io::Result<Bytes>> {
-        let length = piece_length(&self.transfer, &self.range, self.position);
-        if length == 0 {
-            return None;
-        }
-        let piece = match read_cached(&self.file, self.position, length.min(CACHED_PIECE)) {
-            Some(piece) => Ok(piece),
-            None => {
-                let (file, position) = (Arc::clone(&self.file), self.position);
-                let read = tokio::task::spawn_blocking(move || read_piece(&file, position, length));
-                read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
-            }
-        };
-        match &piece {
-            Ok(piece) => self.position += piece.len() as u64,
-            Err(error) => tracing::error!(%error, "a blob's file could not be read"),
-        }
-        Some(piece)
-    }
-}
-
-fn piece_length(transfer: &Transfer, range: &Range<u64>, position: u64) -> usize {
-    let left = usize::try_from(range.end.saturating_sub(position)).unwrap_or(usize::MAX);
-    left.min(transfer.piece_size())
-}
-
-fn read_piece(file: &File, position: u64, length: usize) -> io::Result<Bytes> {
-    if length == 0 {
-        return Ok(Bytes::new());
-    }
-    let mut buffer = Buffer::new(length);
-    file.read_exact_at(buffer.whole(), position)?;
-    Ok(buffer.freeze())
-}
-
-/// What the page cache holds of the next bytes; `None` if nothing, or if the file system cannot say. Never waits for
-/// the disk, so that it may run on an async thread: two hand-overs to another one cost more than this read.
-fn read_cached(file: &File, position: u64, length: usize) -> Option<Bytes> {
-    let mut buffer = Buffer::new(PIECE_MAX);
-    let target = &mut [io::IoSliceMut::new(buffer.first(length))];
-    let count = rustix::io::preadv2(file, target, position, rustix::io::ReadWriteFlags::NOWAIT).ok()?;
-    buffer.first(count);
-    (count > 0).then(|| buffer.freeze())
-}
-
-/// The bytes of this node's own copy, opened when they are first asked for.
-pub(super) fn local_file(
-    blobs: BlobStore,
-    digest: Digest,
-    range: Range<u64>,
-) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let opened = async move {
-        let opened = blocking(move || blobs.open_blob(&digest)).await.map_err(io::Error::other)?;
-        let (file, _) = opened?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
-        let position = range.start;
-        let stream = FileStream { file: Arc::new(file), transfer: Transfer::begin(), range, position };
-        Ok::<_, io::Error>(stream.after(Bytes::new()))
-    };
-    stream::once(opened).try_flatten()
 }

@@ -1,12 +1,12 @@
 //! The scrub: re-reads this node's files at a limited rate and compares them with their digests. A damaged one is put
-//! aside, and repair fetches a good copy from another node.
+//! aside, and repair fetches a good copy from another node; checksums of pieces that are not there are made.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use flotilla_storage::{Digest, Hasher, StorageError, durable_file};
+use flotilla_storage::{BlobFile, Digest, Hasher, StorageError, Summing, durable_file};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -287,11 +287,13 @@ impl Replication {
     async fn check(&self, claim: Claim, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
         let digest = claim.digest();
         let blobs = self.blobs().clone();
-        let Some((file, size)) = blocking(move || blobs.open_blob(&digest)).await?? else { return Ok(None) };
-        let mut reading = Reading { file, offset: 0, hasher: Hasher::new(digest.algorithm()) };
-        while reading.offset < size {
+        let Some(blob) = blocking(move || blobs.open_blob(&digest)).await?? else { return Ok(None) };
+        let mut reading =
+            Reading { blob, offset: 0, hasher: Hasher::new(digest.algorithm()), sums: Summing::default() };
+        while reading.offset < reading.blob.size {
             if let Some(rate) = rate {
-                rate.wait(READ_BYTES.min(usize::try_from(size - reading.offset).unwrap_or(READ_BYTES))).await;
+                let left = usize::try_from(reading.blob.size - reading.offset).unwrap_or(READ_BYTES);
+                rate.wait(READ_BYTES.min(left)).await;
             }
             let (read, result) = blocking(move || {
                 let mut reading = reading;
@@ -311,10 +313,14 @@ impl Replication {
                 }
             }
         }
+        let replication = self.clone();
         if reading.hasher.finish() == digest {
+            let sums = reading.sums.finish();
+            if !reading.blob.has_sums(&sums) {
+                blocking(move || replication.blobs().keep_sums(&digest, &sums)).await?;
+            }
             return Ok(Some(false));
         }
-        let replication = self.clone();
         blocking(move || replication.set_aside(&digest)).await??;
         Ok(Some(true))
     }
@@ -333,23 +339,25 @@ impl Replication {
 
 /// A file that is being hashed.
 struct Reading {
-    file: std::fs::File,
+    blob: BlobFile,
     offset: u64,
     hasher: Hasher,
+    sums: Summing,
 }
 
 impl Reading {
     fn step(&mut self) -> std::io::Result<()> {
         use std::os::unix::fs::FileExt as _;
         let mut buffer = vec![0; READ_BYTES];
-        let count = self.file.read_at(&mut buffer, self.offset)?;
+        let count = self.blob.file.read_at(&mut buffer, self.offset)?;
         if count == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         self.hasher.update(&buffer[..count]);
+        self.sums.update(&buffer[..count]);
         // What nobody else reads must not push out what clients read.
         let length = std::num::NonZeroU64::new(count as u64);
-        let _ = rustix::fs::fadvise(&self.file, self.offset, length, rustix::fs::Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&self.blob.file, self.offset, length, rustix::fs::Advice::DontNeed);
         self.offset += count as u64;
         Ok(())
     }

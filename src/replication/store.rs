@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::file::local_file;
 use super::placement;
-use super::read::local_file;
 use super::writer::blocking;
 use super::{Replication, peers};
 

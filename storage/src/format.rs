@@ -24,6 +24,8 @@ pub mod kind {
     pub const SENTINEL: u8 = 3;
     /// The mark of a complete generation.
     pub const GENERATION: u8 = 4;
+    /// The checksums of a blob's pieces.
+    pub const BLOB_SUMS: u8 = 5;
 }
 
 /// Version of the data folder's layout as a whole.

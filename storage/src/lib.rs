@@ -23,7 +23,7 @@ mod metadata_store;
 mod pulse;
 pub mod sync;
 
-pub use blob_store::{BlobStore, SealError, Staging};
+pub use blob_store::{BlobFile, BlobStore, SUMMED_BYTES, SealError, Staging, Summing, Sums};
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
 pub use durable_file::{Lock, create_dir_durably, lock_folder, sync_folder, write_atomically};
 pub use error::StorageError;

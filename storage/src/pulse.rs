@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// When the thread began what it is at. One thread writes it, any thread reads it.
 pub(crate) struct Pulse {
     zero: Instant,
-    /// Milliseconds from `zero`, never 0; 0 while the thread has nothing to do.
+    /// As [`Pulse::now_ms`]; 0 while the thread has nothing to do.
     since_ms: AtomicU64,
 }
 
@@ -21,7 +21,7 @@ impl Default for Pulse {
 impl Pulse {
     /// The thread begins a piece of work.
     pub(crate) fn begin(&self) {
-        self.since_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+        self.since_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// The thread has done it.
@@ -37,8 +37,9 @@ impl Pulse {
         }
     }
 
+    /// Milliseconds since `zero`, which is 1.
     fn now_ms(&self) -> u64 {
-        self.zero.elapsed().as_millis() as u64
+        1 + self.zero.elapsed().as_millis() as u64
     }
 }
 

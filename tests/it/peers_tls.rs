@@ -26,12 +26,18 @@ async fn identity(node: &Node, pem: Option<&str>) -> Result<(u16, String)> {
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
-/// Why there is no answer, to the innermost reason.
-async fn refusal(node: &Node, pem: &str) -> Result<String> {
-    match identity(node, Some(pem)).await {
+/// There is no answer, and the innermost reason is this one. With TLS 1.3 the client is done before its certificate is
+/// looked at, so now and then it sees its connection end before it read why, and asks again, as nodes do.
+async fn is_refused(node: &Node, pem: &str, reason: &str) -> Result<()> {
+    until_ok(SOON, &format!("it is refused: {reason}"), async || match identity(node, Some(pem)).await {
         Ok(answer) => bail!("an answer: {answer:?}"),
-        Err(error) => Ok(format!("{error:#}")),
-    }
+        Err(error) => {
+            let said = format!("{error:#}");
+            ensure!(said.contains(reason), "{said}");
+            Ok(())
+        }
+    })
+    .await
 }
 
 async fn has_said(node: &Node, words: &[&str]) -> Result<()> {
@@ -109,15 +115,13 @@ async fn refused(cluster: &mut Cluster) -> Result<()> {
     has_said(node, &["refused", "no certificate was shown"]).await?;
 
     let stranger = forged(None, &format!("flotilla://{id}/0000000000ff"), in_an_hour())?;
-    let said = refusal(node, &stranger).await?;
-    ensure!(said.contains("UnknownCA"), "{said}");
+    is_refused(node, &stranger, "UnknownCA").await?;
     has_said(node, &["refused", "no authority that this node trusts", "0000000000ff"]).await?;
 
     let authority = file(node, authorities(node)?.first().context("n1 holds the key")?)?;
     let name = format!("flotilla://{id}/0000000000fe");
     let expired = forged(Some(&authority), &name, SystemTime::now() - Duration::from_secs(10))?;
-    let said = refusal(node, &expired).await?;
-    ensure!(said.contains("CertificateExpired"), "{said}");
+    is_refused(node, &expired, "CertificateExpired").await?;
     has_said(node, &["refused", "has expired", "0000000000fe"]).await?;
 
     // Good, but of no member: it may say who it is, and ask for nothing else.
@@ -354,8 +358,7 @@ async fn rotated(cluster: &Cluster) -> Result<()> {
             Ok(())
         })
         .await?;
-        let said = refusal(node, &old).await?;
-        ensure!(said.contains("UnknownCA"), "{said}");
+        is_refused(node, &old, "UnknownCA").await?;
     }
     Ok(())
 }
@@ -459,8 +462,7 @@ async fn certificates_of_the_operators_are_used() -> Result<()> {
 
 async fn operators(cluster: &Cluster) -> Result<()> {
     push_small(cluster, "files/app", "v1").await?;
-    let said = refusal(cluster.node(0), &forged(None, "flotilla://x/1", in_an_hour())?).await?;
-    ensure!(said.contains("UnknownCA"), "{said}");
+    is_refused(cluster.node(0), &forged(None, "flotilla://x/1", in_an_hour())?, "UnknownCA").await?;
     nobody_is_missing(cluster).await
 }
 

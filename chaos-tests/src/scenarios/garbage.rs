@@ -217,11 +217,12 @@ async fn named(client: &Client, pushes: &[Pushed]) -> anyhow::Result<BTreeSet<St
     Ok(named)
 }
 
-/// An error if a blob lies on the node's disk that is not among these.
+/// An error if a blob, or its checksums, lies on the node's disk that is not among these.
 fn only(node: &Node, named: &BTreeSet<String>) -> anyhow::Result<()> {
     for folder in std::fs::read_dir(node.data_dir.join("blobs/sha256"))? {
         for file in std::fs::read_dir(folder?.path())? {
-            let digest = format!("sha256:{}", file?.file_name().to_string_lossy());
+            let name = file?.file_name().to_string_lossy().into_owned();
+            let digest = format!("sha256:{}", name.trim_end_matches(".sums"));
             ensure!(named.contains(&digest), "{} has {digest}, which nothing names", node.name);
         }
     }

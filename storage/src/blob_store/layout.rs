@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::sums::Sums;
 use crate::digest::{Algorithm, Digest};
 use crate::durable_file;
 use crate::error::StorageError;
@@ -12,6 +13,9 @@ use crate::error::StorageError;
 /// Folders changed within this time before a start may hold names that a killed process did not sync. Older changes
 /// were written back by the kernel (it waits for half a minute at most) or lost, and then are not there to be seen.
 const RECENT: Duration = Duration::from_secs(3600);
+
+/// What follows a blob's name in that of its checksums.
+const SUMS: &str = "sums";
 
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -82,10 +86,22 @@ impl Layout {
         self.folder(digest).join(digest.hex())
     }
 
+    /// Where the checksums of a blob's pieces lie.
+    pub(super) fn sums(&self, digest: &Digest) -> PathBuf {
+        self.blob(digest).with_extension(SUMS)
+    }
+
     pub(super) fn walk(&self, visit: &mut dyn FnMut(Digest, u64)) -> Result<(), StorageError> {
         for algorithm in Algorithm::ALL {
             for folder in entries(&self.blobs.join(algorithm.name()))? {
                 for path in entries(&folder)? {
+                    if path.extension().is_some_and(|extension| extension == SUMS) {
+                        // What a crash left between the two removals.
+                        if !path.with_extension("").exists() {
+                            Sums::remove(&path);
+                        }
+                        continue;
+                    }
                     let Some(digest) = self.digest_of(algorithm, &path) else {
                         tracing::warn!(path = %path.display(), "not a blob: left alone");
                         continue;

@@ -1,4 +1,5 @@
-//! Content-addressed files: `blobs/<algorithm>/ab/abcd…`, each written in `staging/` first.
+//! Content-addressed files: `blobs/<algorithm>/ab/abcd…`, each written in `staging/` first, and beside each one of more
+//! than one piece the checksums of its pieces, `abcd….sums`.
 //!
 //! A blob that can be seen here is durable, and its content had its digest when it was sealed.
 
@@ -6,6 +7,7 @@ mod direct;
 mod layout;
 mod room;
 mod staging;
+mod sums;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,6 +25,7 @@ use crate::error::StorageError;
 use layout::Layout;
 use room::Room;
 pub use staging::{SealError, Staging};
+pub use sums::{BlobFile, SUMMED_BYTES, Summing, Sums};
 
 /// Damaged files that are kept aside at most.
 pub(crate) const ASIDE_MAX: usize = 100;
@@ -92,13 +95,11 @@ impl BlobStore {
         Staging::create(self.clone())
     }
 
-    /// Opens a blob for reading and says its size in bytes; `None` if this node does not hold it.
-    ///
-    /// A blob removed afterwards can be read to its end through the open file.
+    /// Opens a blob for reading; `None` if this node does not hold it.
     ///
     /// # Errors
     /// `Io`.
-    pub fn open_blob(&self, digest: &Digest) -> Result<Option<(File, u64)>, StorageError> {
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>, StorageError> {
         if self.is_unsynced(digest) {
             return Ok(None);
         }
@@ -108,8 +109,19 @@ impl BlobStore {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StorageError::io(&path, error)),
         };
-        let size_bytes = file.metadata().map_err(|error| StorageError::io(&path, error))?.len();
-        Ok(Some((file, size_bytes)))
+        let size = file.metadata().map_err(|error| StorageError::io(&path, error))?.len();
+        let sums = (size > SUMMED_BYTES as u64).then(|| Sums::read(&self.inner.layout.sums(digest))).flatten();
+        Ok(Some(BlobFile::new(file, size, *digest, sums)))
+    }
+
+    /// Keeps the checksums of a blob that this node holds. A failure is logged: without them, a blob that is read whole
+    /// is hashed.
+    pub fn keep_sums(&self, digest: &Digest, sums: &Sums) {
+        let staged = self.inner.layout.staging().join(format!("{:016x}.sums", RandomState::new().hash_one(digest)));
+        if let Err(error) = sums.write(&staged, &self.inner.layout.sums(digest)) {
+            tracing::warn!(%digest, %error, "the checksums of a blob could not be kept");
+            Sums::remove(&staged);
+        }
     }
 
     /// The size of a blob in bytes; `None` if this node does not hold it.
@@ -136,7 +148,10 @@ impl BlobStore {
         let name = format!("{:016x}.removed", RandomState::new().hash_one(digest));
         let target = self.inner.layout.staging().join(name);
         match fs::rename(&path, &target) {
-            Ok(()) => Ok(Some(TakenOut { path: target })),
+            Ok(()) => {
+                Sums::remove(&self.inner.layout.sums(digest));
+                Ok(Some(TakenOut { path: target }))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StorageError::io(&path, error)),
         }

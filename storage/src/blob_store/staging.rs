@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::BlobStore;
 use super::direct::Direct;
+use super::sums::{SUMMED_BYTES, Summing, Sums};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::StorageError;
 use crate::sync;
@@ -33,6 +34,19 @@ pub enum SealError {
     Storage(#[from] StorageError),
 }
 
+/// What is known of the bytes so far.
+#[derive(Debug)]
+struct Running {
+    sha256: Hasher,
+    sums: Summing,
+}
+
+impl Running {
+    fn new() -> Self {
+        Self { sha256: Hasher::new(Algorithm::Sha256), sums: Summing::default() }
+    }
+}
+
 /// A blob being written. Dropping it without [`Staging::seal`] removes its file.
 #[derive(Debug)]
 pub struct Staging {
@@ -40,8 +54,8 @@ pub struct Staging {
     file: File,
     path: PathBuf,
     length: u64,
-    /// Running sha256; `None` after a truncation, when only reading again can tell.
-    sha256: Option<Hasher>,
+    /// `None` after a truncation, when only reading again can tell.
+    running: Option<Running>,
     writeback_from: u64,
     dirty: bool,
     /// The end of a large file, once it is large.
@@ -59,13 +73,12 @@ impl Staging {
             let path = store.inner.layout.staging().join(format!("{:016x}", RandomState::new().hash_one(())));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
-                    let sha256 = Some(Hasher::new(Algorithm::Sha256));
                     return Ok(Staging {
                         store,
                         file,
                         path,
                         length: 0,
-                        sha256,
+                        running: Some(Running::new()),
                         writeback_from: 0,
                         dirty: true,
                         direct: None,
@@ -99,8 +112,9 @@ impl Staging {
         };
         written.map_err(|error| StorageError::io(&self.path, error))?;
         self.length += bytes.len() as u64;
-        if let Some(hasher) = &mut self.sha256 {
-            hasher.update(bytes);
+        if let Some(running) = &mut self.running {
+            running.sha256.update(bytes);
+            running.sums.update(bytes);
         }
         if self.direct.is_none() && self.length - self.writeback_from >= WRITEBACK_BYTES {
             self.start_writeback();
@@ -196,7 +210,7 @@ impl Staging {
         }
         self.length = length;
         self.writeback_from = self.writeback_from.min(length);
-        self.sha256 = (length == 0).then(|| Hasher::new(Algorithm::Sha256));
+        self.running = (length == 0).then(Running::new);
         self.dirty = true;
         Ok(())
     }
@@ -212,10 +226,7 @@ impl Staging {
     /// # Errors
     /// `Io`.
     pub fn digest(&self, algorithm: Algorithm) -> Result<Digest, StorageError> {
-        match (&self.sha256, algorithm) {
-            (Some(hasher), Algorithm::Sha256) => Ok(hasher.clone().finish()),
-            _ => self.hash_file(algorithm),
-        }
+        Ok(self.measure(algorithm)?.0)
     }
 
     /// Makes the content durable and visible under its digest, and returns its size in bytes.
@@ -225,7 +236,7 @@ impl Staging {
     /// # Errors
     /// `DigestMismatch` if the content is another; nothing becomes visible then. `Storage` if the disk failed.
     pub fn seal(mut self, digest: &Digest) -> Result<u64, SealError> {
-        let actual = self.digest(digest.algorithm())?;
+        let (actual, sums) = self.measure(digest.algorithm())?;
         if actual != *digest {
             return Err(SealError::DigestMismatch { actual });
         }
@@ -240,11 +251,21 @@ impl Staging {
         }
         self.sync()?;
         self.store.publish(&self.path, digest)?;
+        if self.length > SUMMED_BYTES as u64 {
+            self.store.keep_sums(digest, &sums);
+        }
         Ok(self.length)
     }
 
-    fn hash_file(&self, algorithm: Algorithm) -> Result<Digest, StorageError> {
-        let mut hasher = Hasher::new(algorithm);
+    fn measure(&self, algorithm: Algorithm) -> Result<(Digest, Sums), StorageError> {
+        match (&self.running, algorithm) {
+            (Some(running), Algorithm::Sha256) => Ok((running.sha256.clone().finish(), running.sums.clone().finish())),
+            _ => self.read_again(algorithm),
+        }
+    }
+
+    fn read_again(&self, algorithm: Algorithm) -> Result<(Digest, Sums), StorageError> {
+        let (mut hasher, mut sums) = (Hasher::new(algorithm), Summing::default());
         let mut buffer = vec![0; READ_BYTES];
         let mut offset = 0;
         while offset < self.length {
@@ -253,9 +274,10 @@ impl Staging {
                 return Err(StorageError::corrupt(format!("{} became shorter", self.path.display())));
             }
             hasher.update(&buffer[..count]);
+            sums.update(&buffer[..count]);
             offset += count as u64;
         }
-        Ok(hasher.finish())
+        Ok((hasher.finish(), sums.finish()))
     }
 }
 

@@ -20,10 +20,11 @@ fn put(store: &BlobStore, algorithm: Algorithm, content: &[u8]) -> Digest {
 }
 
 fn content(store: &BlobStore, digest: &Digest) -> Option<Vec<u8>> {
-    let (mut file, size_bytes) = store.open_blob(digest).unwrap()?;
+    let mut blob = store.open_blob(digest).unwrap()?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes.len() as u64, size_bytes);
+    blob.file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, blob.size);
+    assert!(blob.is_checked() && blob.is_right(0, &bytes));
     Some(bytes)
 }
 
@@ -163,7 +164,7 @@ fn write_back_starts_early_and_changes_nothing() {
 fn a_removed_blob_is_gone_but_an_open_file_reads_on() {
     let (_dir, store) = store();
     let digest = put(&store, Algorithm::Sha256, b"short-lived");
-    let (mut file, _) = store.open_blob(&digest).unwrap().unwrap();
+    let mut file = store.open_blob(&digest).unwrap().unwrap().file;
     assert!(store.take_out(&digest).unwrap().is_some());
     assert!(store.take_out(&digest).unwrap().is_none());
     assert_eq!(store.size(&digest).unwrap(), None);
@@ -171,6 +172,35 @@ fn a_removed_blob_is_gone_but_an_open_file_reads_on() {
     file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"short-lived");
     put(&store, Algorithm::Sha256, b"short-lived");
+}
+
+#[test]
+fn a_flipped_bit_is_found_where_it_is_and_checksums_go_with_their_blob() {
+    let (dir, store) = store();
+    let bytes = long(3 * SUMMED_BYTES + 5);
+    let digest = put(&store, Algorithm::Sha256, &bytes);
+    let path = store.path(&digest);
+    let mut damaged = bytes.clone();
+    damaged[2 * SUMMED_BYTES] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    let blob = store.open_blob(&digest).unwrap().unwrap();
+    let second = SUMMED_BYTES as u64;
+    assert!(blob.is_right(0, &damaged[..2 * SUMMED_BYTES]) && blob.is_right(3 * second, &damaged[3 * SUMMED_BYTES..]));
+    assert!(!blob.is_right(2 * second, &damaged[2 * SUMMED_BYTES..]) && !blob.is_right(0, &damaged));
+
+    let small = put(&store, Algorithm::Sha512, b"small");
+    let blob = store.open_blob(&small).unwrap().unwrap();
+    assert!(blob.is_checked() && blob.is_right(0, b"small") && !blob.is_right(0, b"smell"));
+
+    drop(store.take_out(&digest).unwrap());
+    let left = || fs::read_dir(path.parent().unwrap()).unwrap().count();
+    assert_eq!((left(), staged_files(dir.path())), (0, 0));
+    // A crash between the two removals.
+    put(&store, Algorithm::Sha256, &bytes);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(left(), 1);
+    assert_eq!(store.list().unwrap(), [(small, 5)]);
+    assert_eq!(left(), 0);
 }
 
 /// Content that no two places of are alike.
