@@ -46,6 +46,9 @@ const STOPPED_LOOKED_FOR_EACH: Duration = Duration::from_millis(100);
 /// Messages that may wait for openraft's core.
 const CHANNEL_SIZE: u64 = 8192;
 
+/// How long the end of a node waits for its last sync.
+const SYNC_LIMIT: Duration = Duration::from_secs(5);
+
 /// How the Raft group of this node runs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -465,6 +468,12 @@ impl Consensus {
         *self.inner.queues.write() = None;
         if let Err(problem) = self.inner.raft.shutdown().await {
             tracing::warn!(error = %problem, "raft did not end in order");
+        }
+        // A disk that hangs must not keep the process from ending.
+        match tokio::time::timeout(SYNC_LIMIT, self.inner.log.sync_committed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => tracing::warn!(error = %problem, "the log was not synced at the end"),
+            Err(_) => tracing::warn!("the log was not synced at the end: the disk takes too long"),
         }
     }
 

@@ -115,6 +115,25 @@ impl LogStore {
         Ok(self.store.last_index()?.unwrap_or(0))
     }
 
+    /// Makes durable up to where the log is committed, which no other write waits for: a node that starts alone cannot
+    /// ask the others.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub(crate) async fn sync_committed(&self) -> Result<(), io::Error> {
+        let (done, synced) = awaited();
+        let store = self.store.clone();
+        blocking(move || {
+            match store.get_meta(LogMeta::Committed)? {
+                Some(committed) => store.put_meta(LogMeta::Committed, committed, done),
+                None => done(Ok(())),
+            }
+            Ok(())
+        })
+        .await?;
+        synced.await
+    }
+
     /// Bytes of the entries in the log, about.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.store.size_bytes()

@@ -5,7 +5,7 @@
 //! and a link whose file is elsewhere is served from there.
 //!
 //! A push: `oci::uploads` → [`Session`] → `writer` (this disk) and `fanout` → `peers` → *network* → `serve` →
-//! `copies` (other disks) → `finish` → `Consensus::propose`. A pull: `oci::blobs` → `read` → file or `peers`.
+//! `copies` (other disks) → `finish` → `Consensus::propose`. A pull: `oci::blobs` → `read` → `file` or `peers`.
 
 mod collect;
 mod copies;

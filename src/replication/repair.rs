@@ -285,7 +285,7 @@ impl Replication {
     async fn fetch(&self, digest: Digest, size: u64) -> Result<(), FetchError> {
         let _claim = self.claims().claim(digest).ok_or(FetchError::Busy)?;
         let blobs = self.blobs().clone();
-        if blocking(move || blobs.size(&digest)).await??.is_some() {
+        if blocking(move || blobs.size(&digest)).await?? == Some(size) {
             self.tally().came(&digest);
             return Ok(());
         }

@@ -94,7 +94,7 @@ impl Replication {
     async fn store_locally(&self, bytes: Bytes, digest: Digest) -> Result<(), StorageError> {
         let blobs = self.blobs().clone();
         let sealed = blocking(move || -> Result<u64, SealError> {
-            if blobs.size(&digest)?.is_some() {
+            if blobs.size(&digest)? == Some(bytes.len() as u64) {
                 return Ok(bytes.len() as u64);
             }
             let mut staging = blobs.stage()?;

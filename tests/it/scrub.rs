@@ -1,11 +1,11 @@
-//! Bytes that a disk changed: noticed, never served as a whole blob, and mended.
+//! Bytes that a disk changed: noticed, never served, and mended.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use chaos_tests::client::Way;
+use chaos_tests::client::{Method, Way};
 use chaos_tests::cluster::{Cluster, Node};
 use chaos_tests::image::{random_bytes, sha256};
 use chaos_tests::wait::until_ok;
@@ -42,30 +42,45 @@ async fn is_mended(node: &Node, digest: &str) -> Result<()> {
 }
 
 #[test]
-fn a_flipped_bit_never_reaches_a_client_as_a_whole_blob() -> Result<()> {
+fn a_flipped_bit_never_reaches_a_client() -> Result<()> {
     on_own_cluster(async |cluster| {
-        // One that is read in a single piece, and one that is not.
-        for (size, offset) in [(20_000, 19_999), (5 << 20, 5)] {
+        let node = cluster.node(1);
+        let client = cluster.client_of(node);
+        // Small ones are compared with their digest, others with checksums; the damage is found at once, or on the way.
+        for (size, offset) in [(20_000, 19_999), (5 << 20, 5), (5 << 20, 5_000_000)] {
             let blob = random_bytes(&mut rand::rng(), size);
             let digest = everywhere(cluster, &blob).await?;
-            let node = cluster.node(1);
             flip_a_bit(node, &digest, offset)?;
             let path = format!("/v2/rot/app/blobs/{digest}");
-            let client = cluster.client_of(node);
-            // Each answer is whole and right, or it breaks.
-            let right = async || {
-                let reply = client.get(&path).await.context("it broke")?.expect(&[200])?;
-                let is_right = reply.body == blob;
-                if !is_right {
-                    return Ok(false);
-                }
-                Ok(true)
-            };
-            ensure!(until_ok(SOON, "the blob can be had", right).await?, "wrong bytes came as a whole blob");
+            // Others give what this one cannot, whichever comes first.
+            let range = [("range", format!("bytes={}-{offset}", offset.saturating_sub(9)))];
+            let [(name, value)] = &range;
+            let part = client.send(Method::GET, &path, &[(name, value)], Bytes::new()).await?.expect(&[206])?;
+            let first = usize::try_from(offset.saturating_sub(9))?;
+            ensure!(part.body == blob[first..=usize::try_from(offset)?], "wrong bytes of a range at {offset}");
+            let whole = client.get(&path).await.context("it broke")?.expect(&[200])?;
+            ensure!(whole.body == blob, "wrong bytes of a blob with a flipped bit at {offset}");
             is_mended(node, &digest).await?;
             ensure!(fs::read_dir(node.data_dir.join("damaged"))?.count() > 0, "the damaged file is kept aside");
         }
         Ok(())
+    })
+}
+
+#[test]
+fn without_checksums_a_flipped_bit_never_reaches_a_client_in_a_whole_blob() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let blob = random_bytes(&mut rand::rng(), 5 << 20);
+        let digest = everywhere(cluster, &blob).await?;
+        let node = cluster.node(1);
+        let sums = node.blob_file(&digest).with_extension("sums");
+        until_ok(SOON, "they are made as the blob comes in", async || Ok(fs::remove_file(&sums)?)).await?;
+        flip_a_bit(node, &digest, 5)?;
+        let (client, path) = (cluster.client_of(node), format!("/v2/rot/app/blobs/{digest}"));
+        // Each answer is whole and right, or it breaks.
+        let right = async || Ok(client.get(&path).await.context("it broke")?.expect(&[200])?.body == blob);
+        ensure!(until_ok(SOON, "the blob can be had", right).await?, "wrong bytes came as a whole blob");
+        is_mended(node, &digest).await
     })
 }
 
@@ -76,6 +91,8 @@ fn the_scrub_finds_and_mends_what_nobody_reads() -> Result<()> {
         let digest = everywhere(cluster, &blob).await?;
         let node = cluster.node(2);
         flip_a_bit(node, &digest, 2 << 20)?;
+        let sums = cluster.node(0).blob_file(&digest).with_extension("sums");
+        until_ok(SOON, "checksums are made as the blob comes in", async || Ok(fs::remove_file(&sums)?)).await?;
         let (done, said) = flotilla(&["scrub", "run", "--url", &cluster.node(0).url]).await?;
         ensure!(done && said.lines().count() == 3, "{said}");
         is_mended(node, &digest).await?;
@@ -85,6 +102,8 @@ fn the_scrub_finds_and_mends_what_nobody_reads() -> Result<()> {
             ensure!(done && said.lines().skip(1).filter(|line| line.contains("ended")).count() == 3, "{said}");
             Ok(())
         })
-        .await
+        .await?;
+        ensure!(sums.exists(), "it makes checksums where there are none");
+        Ok(())
     })
 }

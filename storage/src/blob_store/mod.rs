@@ -225,13 +225,14 @@ impl BlobStore {
         }
     }
 
-    /// Gives a synced file its blob's name, durably. False: the blob is there already, and durable, and stays.
-    fn publish(&self, staged: &Path, digest: &Digest) -> Result<bool, StorageError> {
+    /// Gives a synced file of `length` bytes its blob's name, durably. False: the blob is there already, and durable, and
+    /// stays. A file of another length is none.
+    fn publish(&self, staged: &Path, digest: &Digest, length: u64) -> Result<bool, StorageError> {
         let target = self.path(digest);
         {
             let mut unsynced = self.inner.unsynced.lock();
             let others = unsynced.get(digest).copied().unwrap_or(0);
-            if others == 0 && self.size_on_disk(digest)?.is_some() {
+            if others == 0 && self.size_on_disk(digest)? == Some(length) {
                 return Ok(false);
             }
             unsynced.insert(*digest, others + 1);

@@ -250,7 +250,7 @@ impl Staging {
             self.dirty = true;
         }
         self.sync()?;
-        self.store.publish(&self.path, digest)?;
+        self.store.publish(&self.path, digest, self.length)?;
         if self.length > SUMMED_BYTES as u64 {
             self.store.keep_sums(digest, &sums);
         }

@@ -1,7 +1,7 @@
 //! A checksum of each piece of a blob's file, kept beside it: what is read is compared with them at a fraction of what
 //! its digest costs, also where only a part is read.
 //!
-//! They follow from the content alone, so they are never out of date, and none is no harm: they are not synced.
+//! They follow from the content alone, so they are never out of date, and none is no harm: they are not synced (ADR 0008).
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -106,6 +106,10 @@ fn sealing_what_is_there_keeps_the_first_file() {
     let inode = fs::metadata(store.path(&digest)).unwrap().ino();
     put(&store, Algorithm::Sha256, b"same");
     assert_eq!(fs::metadata(store.path(&digest)).unwrap().ino(), inode);
+    // A file of another length is no blob.
+    fs::write(store.path(&digest), b"sam").unwrap();
+    put(&store, Algorithm::Sha256, b"same");
+    assert_eq!(content(&store, &digest).as_deref(), Some(&b"same"[..]));
     assert_eq!(staged_files(dir.path()), 0);
 }
 

@@ -20,6 +20,8 @@ use crate::pulse::Pulse;
 const MAX_GROUP_BYTES: usize = 8 << 20;
 /// Rows without a sync of their own that may wait for one.
 const MAX_IDLE_ROWS: usize = 64;
+/// How long they may, when nothing else is written.
+const MAX_IDLE: Duration = Duration::from_millis(500);
 
 pub(super) struct Shared {
     pub(super) database: Database,
@@ -87,7 +89,8 @@ impl Shared {
             Some(Queued { work: Work::PutMeta(last, old), done: None, .. }) if *last == key => *old = row,
             _ => state.push(Work::PutMeta(key, row), None, 0),
         }
-        if state.queue.len() >= MAX_IDLE_ROWS {
+        // The first one, so that the writer begins to count the time.
+        if state.queue.len() >= MAX_IDLE_ROWS || state.queue.len() == 1 {
             self.work_queued.notify_one();
         }
     }
@@ -96,14 +99,20 @@ impl Shared {
     /// With `busy` it does not wait.
     pub(super) fn take(&self, busy: bool) -> Option<Vec<Queued>> {
         let mut state = self.state.lock();
+        let mut waited_long = false;
         loop {
             if state.closed || (state.closing && state.queue.is_empty()) {
                 return None;
             }
-            if busy || state.closing || state.waited_for > 0 || state.queue.len() >= MAX_IDLE_ROWS {
+            let is_work = !state.queue.is_empty();
+            let is_urgent = state.closing || state.waited_for > 0 || state.queue.len() >= MAX_IDLE_ROWS;
+            if busy || is_urgent || (is_work && waited_long) {
                 break;
             }
-            self.work_queued.wait(&mut state);
+            match is_work {
+                true => waited_long = self.work_queued.wait_for(&mut state, MAX_IDLE).timed_out(),
+                false => self.work_queued.wait(&mut state),
+            }
         }
         let mut taken = Vec::new();
         let mut bytes = 0;
