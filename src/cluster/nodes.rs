@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use actix_web::{HttpRequest, HttpResponse, delete, post, put, web};
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, ResponseError, delete, post, put, web};
 use flotilla_raft::{Command, Consensus, Member, Removal, RemoveError, replaced_by};
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
@@ -93,26 +94,28 @@ async fn undrain(consensus: web::Data<Consensus>, node: web::Path<String>) -> Re
 #[post("/api/v1/nodes/{node}/replace")]
 async fn replace(consensus: web::Data<Consensus>, node: web::Path<String>) -> Result<HttpResponse, OciError> {
     let deadline = Instant::now() + SEEN_WITHIN;
-    let (old, by) = loop {
+    loop {
         let members = consensus.members();
         let mut named = members.iter().filter(|member| member.record.name == *node).peekable();
         if named.peek().is_none() {
             return Err(unknown(&node));
         }
         let reachable = |id| consensus.reachable(id);
-        if let Some(pair) = named.find_map(|new| Some((replaced_by(&members, new, reachable)?.clone(), new.id))) {
-            break pair;
-        }
-        if Instant::now() >= deadline {
-            return Err(OciError::conflict(format!(
+        let replaced = match named.find_map(|new| Some((replaced_by(&members, new, reachable)?, new.id))) {
+            Some((old, by)) => take_away(&consensus, old, Removal::Replaced { by }).await,
+            None => Err(OciError::conflict(format!(
                 "there is no {node} under an old id that is away and a new one that is there: start it with an empty data \
                  directory first"
-            )));
+            ))),
+        };
+        // For about a second the old id still counts as there and the new one not yet, as if it were the other way round.
+        match replaced {
+            Err(error) if error.status_code() == StatusCode::CONFLICT && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            replaced => return replaced.map(|()| HttpResponse::NoContent().finish()),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
-    };
-    take_away(&consensus, &old, Removal::Replaced { by }).await?;
-    Ok(HttpResponse::NoContent().finish())
+    }
 }
 
 async fn set_draining(consensus: &Consensus, node: &str, draining: bool) -> Result<HttpResponse, OciError> {
