@@ -86,6 +86,11 @@ impl Promises {
         self.inner.lock().leaving.insert(*digest);
     }
 
+    /// A file does not leave: others said no.
+    pub fn stay(&self, digest: &Digest) {
+        self.inner.lock().leaving.remove(digest);
+    }
+
     /// Removes a leaving file by `remove`, unless it was promised since [`Promises::leave`]. `None` where it was, or is
     /// pinned, or `may_go` says no.
     pub fn remove_leaving<T>(
@@ -209,6 +214,9 @@ mod tests {
         drop(pin);
         promises.leave(&digest());
         assert_eq!(promises.remove_leaving(&digest(), || false, || ()), None);
+        promises.leave(&digest());
+        promises.stay(&digest());
+        assert!(!gone());
     }
 
     #[test]

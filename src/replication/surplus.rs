@@ -53,6 +53,7 @@ impl Replication {
         let keepers: Vec<&Member> = members.iter().filter(|member| placed.contains(&member.id)).collect();
         let asked = keepers.iter().map(|keeper| self.peers().keeps(keeper, &digest, revision));
         if !join_all(asked).await.into_iter().all(|kept| kept.unwrap_or(false)) {
+            self.consensus().promises().stay(&digest);
             return (digest, Ok(false));
         }
         let replication = self.clone();
