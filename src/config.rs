@@ -186,7 +186,7 @@ pub(crate) struct PeerTlsConfig {
 
     /// How long certificates are good that this node signs; they are renewed after two thirds of that
     #[arg(id = "peer_tls.lifetime", long = "peer-tls-lifetime", value_name = "DURATION")]
-    #[arg(default_value = "90days", value_parser = values::duration)]
+    #[arg(default_value = "90days", value_parser = values::lifetime)]
     #[serde(serialize_with = "values::write_duration")]
     pub(crate) lifetime: Duration,
 }

@@ -145,6 +145,7 @@ fn options(config: &Config, node_id: NodeId, cluster_id: Option<Uuid>) -> Option
         election_max: config.raft.election_max,
         voters_max: config.raft.max_voters,
         replicas: config.replicas,
+        min_copies: config.min_copies,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

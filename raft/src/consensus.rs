@@ -25,7 +25,7 @@ use crate::member::{Member, NodeId, NodeRecord};
 use crate::network::{CallError, Dialer, Identity, Network, PeerClient, Pong, Receiving};
 use crate::promises::Promises;
 use crate::read_gate::ReadGate;
-use crate::recognition::Candidate;
+use crate::recognition::{self, Candidate};
 use crate::registry::Registry;
 use crate::settings::Rules;
 use crate::state_store::{StateStore, Watches};
@@ -76,6 +76,8 @@ pub struct Options {
     pub voters_max: usize,
     /// How many nodes keep a blob where no rule of the settings says so.
     pub replicas: usize,
+    /// How many of these there are before a push is acknowledged.
+    pub min_copies: usize,
     /// The version of the program, for the other nodes to see.
     pub version: String,
 }
@@ -158,6 +160,8 @@ struct Inner {
     /// Gone once this node is stopping.
     queues: RwLock<Option<Queues>>,
     receiving: Mutex<Receiving>,
+    /// Held by who removes a member.
+    removing: Mutex<()>,
     blobs: parking_lot::Mutex<BlobCounts>,
     /// Why this node must not take part any more.
     dismissed: watch::Sender<Option<String>>,
@@ -215,6 +219,7 @@ impl Consensus {
             client,
             queues: RwLock::new(None),
             receiving: Mutex::default(),
+            removing: Mutex::default(),
             blobs: parking_lot::Mutex::default(),
             dismissed: watch::Sender::new(None),
         };
@@ -425,6 +430,10 @@ impl Consensus {
         &self.inner.raft
     }
 
+    pub(crate) fn removing(&self) -> &Mutex<()> {
+        &self.inner.removing
+    }
+
     pub(crate) fn client(&self) -> &PeerClient {
         &self.inner.client
     }
@@ -457,6 +466,7 @@ impl Consensus {
             cluster_id,
             empty: self.is_empty(),
             time_ms: now_ms(),
+            process: recognition::this_process(),
         }
     }
 }

@@ -24,6 +24,7 @@ async fn start(dir: &Path) -> Consensus {
         cluster_id: None,
         voters_max: 5,
         replicas: 3,
+        min_copies: 2,
         version: "test".into(),
     };
     Consensus::start(options, &crate::network::Dialer::plain()).await.expect("starts")

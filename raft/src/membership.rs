@@ -104,7 +104,8 @@ impl Consensus {
     pub(crate) async fn take_in(&self, id: NodeId, record: NodeRecord, cluster_id: Option<Uuid>) -> JoinReply {
         let own = self.identity().cluster_id;
         if own.is_none() || own != cluster_id {
-            return JoinReply::Refused(format!("this is cluster {own:?}, not {cluster_id:?}"));
+            let named = |id: Option<Uuid>| id.map_or_else(|| "without an id".to_owned(), |id| id.to_string());
+            return JoinReply::Refused(format!("this is cluster {}, not {}", named(own), named(cluster_id)));
         }
         let members = self.members();
         if members.iter().any(|member| member.id == id) {
@@ -175,11 +176,11 @@ impl Consensus {
     }
 
     /// Removes a member from the cluster, through whoever leads. Its data stays on its disk and takes part in nothing
-    /// any more.
+    /// any more. Says what may be lost with it, where that was forced.
     ///
     /// # Errors
     /// See [`RemoveError`]. What would stop all writes is refused always.
-    pub async fn remove(&self, id: NodeId, how: Removal) -> Result<(), RemoveError> {
+    pub async fn remove(&self, id: NodeId, how: Removal) -> Result<Option<String>, RemoveError> {
         let mut reason = "nobody leads".to_owned();
         for _ in 0..LEADERS_ASKED {
             let leader = self.leader().and_then(|leader| self.members().iter().find(|one| one.id == leader).cloned());
@@ -196,7 +197,7 @@ impl Consensus {
                 }
             };
             match reply {
-                RemoveReply::Removed => return Ok(()),
+                RemoveReply::Removed(lost) => return Ok(lost),
                 RemoveReply::Unknown => return Err(RemoveError::Unknown),
                 RemoveReply::Refused(reason) => return Err(RemoveError::Refused(reason)),
                 RemoveReply::NotLeader => tokio::time::sleep(LEADER_ASKED_EACH).await,
@@ -223,17 +224,21 @@ impl Consensus {
         if self.leader() != Some(self.node_id()) {
             return RemoveReply::NotLeader;
         }
+        // What is looked at before one removal does not hold after another.
+        let _turn = self.removing().lock().await;
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
         let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
-        if let Some(refusal) = removal_refused(&seen, id, how, self.fewest_replicas()) {
+        let copies_min = self.fewest_replicas().min(self.options().min_copies);
+        if let Some(refusal) = removal_refused(&seen, id, how, copies_min) {
             return RemoveReply::Refused(refusal);
         }
+        let lost = (how == Removal::Force).then(|| removal_refused(&seen, id, Removal::Safe, copies_min)).flatten();
         if id == self.node_id() {
             self.hand_over().await;
             return RemoveReply::NotLeader;
         }
-        tracing::warn!(name = member.record.name, node_id = format!("{id:012x}"), ?how, "removing a member");
+        tracing::warn!(name = member.record.name, node_id = format!("{id:012x}"), ?how, ?lost, "removing a member");
         let ids = BTreeSet::from([id]);
         let removed = async {
             if member.voter {
@@ -242,7 +247,7 @@ impl Consensus {
             self.change(ChangeMembers::RemoveNodes(ids)).await
         };
         match removed.await {
-            Ok(()) => RemoveReply::Removed,
+            Ok(()) => RemoveReply::Removed(lost),
             // Whoever leads by now does what is left to do.
             Err(_) if self.leader() != Some(self.node_id()) => RemoveReply::NotLeader,
             Err(problem) => RemoveReply::Refused(problem),
@@ -309,7 +314,7 @@ impl Seen<'_> {
     }
 }
 
-/// Why a member must not be removed now; `copies_min` is the lowest number of copies that any blob has.
+/// Why a member must not be removed now; `copies_min` is the lowest number of copies by which a push is acknowledged.
 fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: usize) -> Option<String> {
     let remain: Vec<&Seen<'_>> = members.iter().filter(|seen| seen.member.id != id).collect();
     let voters = remain.iter().filter(|seen| seen.member.voter);
@@ -323,7 +328,14 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
         ));
     }
     let leaving = members.iter().find(|seen| seen.member.id == id)?;
-    let blobs_of = |pong: &Pong| pong.blobs.surplus + pong.blobs.alone;
+    // The least number of voters that stands a failure comes again from learners, if they are given the time.
+    let next = remain.iter().find(|seen| !seen.member.voter && !seen.member.seat.draining && seen.pong.is_some());
+    if let Some(next) = next.filter(|_| how == Removal::Safe && leaving.member.voter && all == 2) {
+        return Some(format!(
+            "two voters would remain, and none of them could fail: {} is to vote first; ask again in some seconds",
+            next.member.record.name
+        ));
+    }
     match (how, &leaving.pong) {
         (Removal::Force, _) => return None,
         (Removal::Replaced { .. }, Some(_)) => {
@@ -333,10 +345,13 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
             let newcomer = remain.iter().find(|seen| seen.member.id == by && seen.pong.is_some());
             return newcomer.is_none().then(|| format!("{by:012x}, which is to take its place, does not answer"));
         }
-        (Removal::Safe, Some(pong)) if blobs_of(pong) > 0 => {
+        // While images are pushed others always lack some that are on their way.
+        (Removal::Safe, Some(_)) if leaving.has_nothing() => return None,
+        // Counts come a little after a push was acknowledged.
+        (Removal::Safe, Some(pong)) if copies_min < 2 || pong.blobs.surplus > 0 => {
             return Some(format!(
-                "it holds {} blobs that may be nowhere else: decommission it instead",
-                blobs_of(pong)
+                "it holds {} blobs, some of which may be nowhere else: decommission it instead",
+                pong.blobs.held + pong.blobs.surplus
             ));
         }
         (Removal::Safe, None) if copies_min < 2 => {
@@ -344,8 +359,6 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
                 "it does not answer, and some blobs have one copy alone, which it may hold; or force it".into(),
             );
         }
-        // While images are pushed others always lack some that are on their way.
-        (Removal::Safe, Some(_)) if leaving.has_nothing() => return None,
         (Removal::Safe, _) => {}
     }
     // Counts of the layout before say nothing: what a member that went had alone is on its way to others now.
@@ -449,6 +462,10 @@ mod tests {
         says(&[Some(0), Some(0), Some(0), None], 3, false, "n4 does not answer");
         says(&[Some(0), Some(0), Some(0), Some(2000)], 4, false, "it holds 2 blobs");
         assert!(refused(&[Some(0), Some(0), None], 3, Removal::Safe, 1).is_some_and(|text| text.contains("one copy")));
+        assert!(
+            refused(&[Some(0), Some(0), Some(0)], 3, Removal::Safe, 1)
+                .is_some_and(|text| text.contains("nowhere else"))
+        );
         let by_4 = Removal::Replaced { by: 4 };
         assert_eq!(refused(&[Some(0), Some(0), None, Some(9)], 3, by_4, 1), None);
         assert!(

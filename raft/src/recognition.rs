@@ -2,6 +2,7 @@
 //! another cluster, a copy of one that is in use, and that of a removed node must not vote (case C44).
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,6 +15,12 @@ use crate::network::{Call, Identity, PeerClient};
 
 /// How long another node may take to answer. Where all start together nobody does, and each waits so long.
 const LIMIT: Duration = Duration::from_millis(500);
+
+/// What tells this process from another one that has its id.
+pub(crate) fn this_process() -> Uuid {
+    static PROCESS: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
+    *PROCESS
+}
 
 /// What a node knows of another one: the answer to [`Call::Recognise`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +75,8 @@ impl Candidate<'_> {
                 ));
             }
         }
-        Ok(())
+        // The copy of a whole machine has its addresses as well.
+        self.is_alone(self.record, client).await
     }
 
     /// What one answer says against it.
@@ -95,7 +103,7 @@ impl Candidate<'_> {
     async fn is_alone(&self, record: &NodeRecord, client: &PeerClient) -> Result<(), String> {
         let address = &record.peer_address;
         match client.call::<_, Identity>(address, None, Call::Identity, &(), LIMIT).await {
-            Ok(found) if found.id == self.id => Err(format!(
+            Ok(found) if found.id == self.id && found.process != this_process() => Err(format!(
                 "node {:012x} runs at {address} already: this data directory is a copy of its own; give this node an empty one",
                 self.id
             )),

@@ -49,7 +49,7 @@ impl Consensus {
                 continue;
             }
             match self.remove_here(old, Removal::Replaced { by }).await {
-                RemoveReply::Removed => {
+                RemoveReply::Removed(_) => {
                     tracing::warn!(old = format!("{old:012x}"), new = format!("{by:012x}"), "a lost node was replaced");
                 }
                 reply => tracing::warn!(?reply, old = format!("{old:012x}"), "a lost node could not be replaced"),

@@ -33,6 +33,8 @@ struct Standing {
     id: NodeId,
     votes: bool,
     reachable: bool,
+    /// It is drained, and does not stay.
+    leaves: bool,
     /// A learner that has kept up long enough.
     may_vote: bool,
 }
@@ -49,14 +51,18 @@ fn next_step(members: &[Standing], leader: NodeId, voters_max: usize) -> Option<
     let votes: Vec<&Standing> = members.iter().filter(|member| member.votes).collect();
     let ready: Vec<NodeId> = members.iter().filter(|member| member.may_vote).map(|member| member.id).collect();
     let is_even = votes.len().is_multiple_of(2);
-    let wanted = if is_even { 1 } else { 2 };
-    if ready.len() >= wanted && votes.len() + wanted <= voters_max {
+    // Who leaves is replaced before he goes.
+    let stay = votes.iter().filter(|member| !member.leaves).count();
+    let wanted = if stay.is_multiple_of(2) { 1 } else { 2 };
+    if ready.len() >= wanted && stay + wanted <= voters_max {
         return Some(Step::Promote(ready.into_iter().take(wanted).collect()));
     }
     if votes.len() > voters_max || (is_even && votes.len() > VOTERS_KEPT) {
-        // Whoever is away is of the least use.
+        // Whoever leaves or is away is of the least use.
         let others = votes.iter().filter(|member| member.id != leader);
-        return others.min_by_key(|member| (member.reachable, member.id)).map(|member| Step::Demote(member.id));
+        return others
+            .min_by_key(|member| (!member.leaves, member.reachable, member.id))
+            .map(|member| Step::Demote(member.id));
     }
     None
 }
@@ -170,6 +176,7 @@ impl Consensus {
                 id: member.id,
                 votes: member.voter,
                 reachable: self.reachable(member.id),
+                leaves: member.seat.draining,
                 may_vote: !member.seat.draining
                     && kept_up.get(&member.id).is_some_and(|since| now - *since >= KEPT_UP_FOR),
             })
@@ -192,14 +199,15 @@ mod tests {
         kinds
             .map(|(kind, id)| Standing {
                 id,
-                votes: "vV".contains(kind),
+                votes: "vVd".contains(kind),
+                leaves: kind == 'd',
                 reachable: kind != 'v' && kind != 'l',
                 may_vote: kind == 'R',
             })
             .collect()
     }
 
-    /// `V` votes, `v` votes and is away, `R` may vote, `l` is a learner that is away, `L` one that does not keep up yet.
+    /// `V` votes, `v` votes and is away, `d` votes and is drained, `R` may vote, `l` is a learner that is away, `L` one that does not keep up yet.
     fn step(text: &str, voters_max: usize) -> Option<Step> {
         next_step(&members(text), 1, voters_max)
     }
@@ -227,6 +235,18 @@ mod tests {
         assert_eq!(step("VVVV", 5), Some(Step::Demote(2)));
         assert_eq!(step("VVVv", 5), Some(Step::Demote(4)));
         assert_eq!(step("VV", 5), None);
+    }
+
+    #[test]
+    fn who_leaves_is_replaced_first() {
+        assert_eq!(step("VVd", 5), None);
+        assert_eq!(step("VVdR", 5), promote(&[4]));
+        assert_eq!(step("VVdR", 3), promote(&[4]));
+        assert_eq!(step("VVdV", 5), Some(Step::Demote(3)));
+        assert_eq!(step("VVdv", 5), Some(Step::Demote(3)));
+        assert_eq!(step("VVVVd", 5), None);
+        assert_eq!(step("VVVVdR", 5), promote(&[6]));
+        assert_eq!(step("VVVVdV", 5), Some(Step::Demote(5)));
     }
 
     #[test]

@@ -284,7 +284,6 @@ fn calls_of_the_peer_port_keep_their_form() {
                 missing: 1,
                 missing_bytes: 100,
                 surplus: 2,
-                alone: 0,
                 repair_rate: 1000,
             },
             time_ms: 5,
@@ -293,7 +292,14 @@ fn calls_of_the_peer_port_keep_their_form() {
     golden(
         "reply-identity",
         Kind::Response,
-        &Identity { id: 0xabc, record: record(), cluster_id: Some(Uuid::from_u128(9)), empty: false, time_ms: 5 },
+        &Identity {
+            id: 0xabc,
+            record: record(),
+            cluster_id: Some(Uuid::from_u128(9)),
+            empty: false,
+            time_ms: 5,
+            process: Uuid::from_u128(8),
+        },
     );
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 
 use super::api::{self, Node};
 use super::trust::{RotateAuthority, TokenCommand};
@@ -15,6 +15,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a member that is drained may be silent.
 const SILENT_MAX: Duration = Duration::from_secs(30);
+
+/// How long the removal at the end may be refused, such as while another node is to vote first.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 /// See the members of the cluster, drain, replace and remove them.
 #[derive(Debug, clap::Subcommand)]
@@ -176,9 +179,20 @@ impl Decommission {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        self.node.send(Method::DELETE, &path(&self.member, ""), |request| request).await?;
+        self.leave().await?;
         super::say(format_args!("{} is no member any more; nothing on it is needed", self.member));
         Ok(())
+    }
+
+    /// It may have to wait for another node to vote in its place.
+    async fn leave(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.node.send(Method::DELETE, &path(&self.member, ""), |request| request).await {
+                Err(_) if began.elapsed() < REFUSED_MAX => tokio::time::sleep(LOOK_EVERY).await,
+                answer => return answer.map(drop),
+            }
+        }
     }
 
     async fn look(&self) -> anyhow::Result<NodeStatus> {
@@ -202,10 +216,20 @@ impl Replace {
 impl Remove {
     async fn run(self) -> anyhow::Result<()> {
         let path = path(&self.member, &format!("?force={}", self.force));
-        self.node.send(Method::DELETE, &path, |request| request).await?;
+        let answer = self.node.send(Method::DELETE, &path, |request| request).await?;
         super::say(format_args!("{} is no member any more", self.member));
+        if answer.status() == StatusCode::OK {
+            let forced: Forced = answer.json().await?;
+            super::say(format_args!("forced although: {}", forced.may_be_lost));
+        }
         Ok(())
     }
+}
+
+/// What the API says of a removal that was forced.
+#[derive(serde::Deserialize)]
+struct Forced {
+    may_be_lost: String,
 }
 
 fn path(member: &str, rest: &str) -> String {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, delete, post, put, web};
 use flotilla_raft::{Command, Consensus, Member, Removal, RemoveError, replaced_by};
+use serde_json::json;
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
@@ -30,6 +31,7 @@ pub(crate) fn configure(routes: &mut ServiceConfig<'_>) {
     ),
     responses(
         (status = 204, description = "It is no member any more"),
+        (status = 200, body = Object, description = "It is no member any more; `may_be_lost` says what went with it, since that was forced"),
         (status = 404, body = Object, description = "There is no such member"),
         (status = 409, body = Object, description = "Refused: says what would be lost"),
         (status = 503, body = Object, description = "Nobody leads; ask again"),
@@ -47,8 +49,10 @@ async fn remove(
         Some(_) => return Err(OciError::bad_request(Code::Unsupported, "force is true or false")),
     };
     let member = find(&consensus.members(), &node)?;
-    take_away(&consensus, &member, how).await?;
-    Ok(HttpResponse::NoContent().finish())
+    Ok(match take_away(&consensus, &member, how).await? {
+        None => HttpResponse::NoContent().finish(),
+        Some(lost) => HttpResponse::Ok().json(json!({ "may_be_lost": lost })),
+    })
 }
 
 /// `PUT /api/v1/nodes/<node>/drain`: its blobs move to other nodes, its leadership too, and no copy on it counts any more.
@@ -113,7 +117,7 @@ async fn replace(consensus: web::Data<Consensus>, node: web::Path<String>) -> Re
             Err(error) if error.status_code() == StatusCode::CONFLICT && Instant::now() < deadline => {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            replaced => return replaced.map(|()| HttpResponse::NoContent().finish()),
+            replaced => return replaced.map(|_| HttpResponse::NoContent().finish()),
         }
     }
 }
@@ -124,9 +128,10 @@ async fn set_draining(consensus: &Consensus, node: &str, draining: bool) -> Resu
     Ok(HttpResponse::NoContent().finish())
 }
 
-async fn take_away(consensus: &Consensus, member: &Member, how: Removal) -> Result<(), OciError> {
+/// Says what may be lost, where that was forced.
+async fn take_away(consensus: &Consensus, member: &Member, how: Removal) -> Result<Option<String>, OciError> {
     match consensus.remove(member.id, how).await {
-        Ok(()) => Ok(()),
+        Ok(lost) => Ok(lost),
         Err(RemoveError::Unknown) => Err(unknown(&shown(member.id))),
         Err(RemoveError::Refused(reason)) => {
             Err(OciError::conflict(format!("{} is not removed: {reason}", member.record.name)))

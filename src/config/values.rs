@@ -94,6 +94,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How long certificates may be good: long enough to be renewed in time, and within what they can say.
+const LIFETIME_MIN: Duration = Duration::from_secs(10);
+const LIFETIME_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|lifetime| match (LIFETIME_MIN..=LIFETIME_MAX).contains(&lifetime) {
+        true => Ok(lifetime),
+        false => Err("must be 10s to 3650days".to_owned()),
+    })
+}
+
 /// `*`, or scheme, host and port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     if text == "*" { Ok(text.to_owned()) } else { base_url(text) }

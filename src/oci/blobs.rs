@@ -57,6 +57,10 @@ pub(crate) async fn mount(
         touch(oci, repository, &digest, &held).await;
         return Ok(Some(mounted(repository, &digest, held.revision)));
     }
+    // The upload makes the copies that are missing.
+    if !oci.replication.has_copies_for(from.as_ref(), repository) {
+        return Ok(None);
+    }
     // Asked before it is proposed: most attempts fail, and each would be an entry in the log.
     if !may_be_mounted(oci, from.as_ref(), &digest)? {
         match oci.consensus.read_barrier().await {

@@ -133,8 +133,10 @@ fn read_piece(blob: &BlobFile, piece: Range<u64>) -> io::Result<Bytes> {
         return Ok(Bytes::new());
     }
     let summed = summed(&piece, blob.size);
-    let mut buffer = Buffer::new(length(&summed));
-    blob.file.read_exact_at(buffer.whole(), summed.start)?;
+    let length = length(&summed);
+    // Those of the largest size are at hand.
+    let mut buffer = Buffer::new(if length > PIECE_MAX / 2 { length.max(PIECE_MAX) } else { length });
+    blob.file.read_exact_at(buffer.first(length), summed.start)?;
     checked(blob, buffer, &summed, &piece)
 }
 

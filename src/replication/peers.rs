@@ -117,11 +117,18 @@ impl Peers {
         self.send(peer, self.control.post(url)).await.map(drop)
     }
 
-    /// Part of a blob as the peer sends it; the caller watches for stalls between chunks.
-    pub(super) async fn get(&self, peer: &Member, digest: &Digest, range: Range<u64>) -> Result<Response, PeerError> {
+    /// Part of a blob as the peer sends it, `checked` only if it compares that with checksums; the caller watches for
+    /// stalls between chunks.
+    pub(super) async fn get(
+        &self,
+        peer: &Member,
+        digest: &Digest,
+        range: Range<u64>,
+        checked: bool,
+    ) -> Result<Response, PeerError> {
         let last = range.end.saturating_sub(1);
-        let request =
-            self.stream.get(self.blob_url(peer, digest)).header(RANGE, format!("bytes={}-{last}", range.start));
+        let url = format!("{}?checked={checked}", self.blob_url(peer, digest));
+        let request = self.stream.get(url).header(RANGE, format!("bytes={}-{last}", range.start));
         let answer = timeout(CONTROL_TIMEOUT, self.send(peer, request)).await;
         answer.unwrap_or(Err(PeerError::Stalled { node: peer.id }))
     }

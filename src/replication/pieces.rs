@@ -81,12 +81,6 @@ impl Buffer {
         self.filled == self.bytes.len()
     }
 
-    /// The whole buffer, to be filled at once.
-    pub(super) fn whole(&mut self) -> &mut [u8] {
-        self.filled = self.bytes.len();
-        &mut self.bytes
-    }
-
     /// The first `length` bytes, to be filled at once.
     pub(super) fn first(&mut self, length: usize) -> &mut [u8] {
         self.filled = length.min(self.bytes.len());

@@ -62,7 +62,12 @@ impl Replication {
     ) -> Result<BlobStream, ReadBlobError> {
         let is_whole = range.start == 0 && range.end == size && size > 0;
         match FileReader::open(self.blobs().clone(), *digest, range.clone()).await {
-            Ok(Some((file, first))) if file.is_checked() || !is_whole => {
+            Ok(Some((file, first))) if file.is_checked() => {
+                return Ok(self.or_from_others(*digest, size, range, file, first));
+            }
+            Ok(Some((file, first))) if !is_whole => {
+                // The next one is compared with checksums.
+                self.suspect(*digest);
                 return Ok(self.or_from_others(*digest, size, range, file, first));
             }
             Ok(Some((file, first))) => match self.hashed(*digest, file.after(first)).await {
@@ -77,7 +82,7 @@ impl Replication {
                 self.suspect(*digest);
             }
         }
-        let remote = self.read_remote(digest, size, range).await?;
+        let remote = self.read_remote(digest, size, range, false).await?;
         match is_whole {
             true => Ok(BlobStream::new(verified(remote, *digest, || {}))),
             false => Ok(remote),
@@ -111,6 +116,7 @@ impl Replication {
         let replication = self.clone();
         let mut hashed = verified(BlobStream::new(local), digest, move || replication.suspect(digest)).boxed();
         let first = hashed.next().await?.ok()?;
+        self.suspect(digest);
         Some(BlobStream::new(stream::once(async { Ok(first) }).chain(hashed)))
     }
 
@@ -122,19 +128,33 @@ impl Replication {
         }
     }
 
-    /// The bytes of this node's own copy; `None` where it has none.
+    /// The bytes of this node's own copy; `None` where it has none, or, with `only_checked`, none with checksums.
     pub(super) async fn read_local(
         &self,
         digest: &Digest,
         range: Range<u64>,
+        only_checked: bool,
     ) -> Result<Option<BlobStream>, StorageError> {
         let opened = FileReader::open(self.blobs().clone(), *digest, range).await;
         let Some((file, first)) = opened.inspect_err(|_| self.suspect(*digest))? else { return Ok(None) };
+        if !file.is_checked() {
+            self.suspect(*digest);
+            if only_checked {
+                return Ok(None);
+            }
+        }
         let (replication, digest) = (self.clone(), *digest);
         Ok(Some(BlobStream::new(file.after(first).inspect_err(move |_| replication.suspect(digest)))))
     }
 
-    async fn read_remote(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<BlobStream, ReadBlobError> {
+    /// The bytes of other nodes' copies; with `only_checked`, of those that have checksums.
+    async fn read_remote(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: Range<u64>,
+        only_checked: bool,
+    ) -> Result<BlobStream, ReadBlobError> {
         let keeper = match range.start == 0 && range.end == size && self.belongs_here(digest) {
             true => Keeper::begin(self, *digest, size).await,
             false => None,
@@ -143,6 +163,7 @@ impl Replication {
             replication: self.clone(),
             digest: *digest,
             range,
+            only_checked,
             holders: self.holders_to_ask(digest),
             progressed: false,
             chunks: None,
@@ -198,7 +219,8 @@ impl Reading {
                     let digest = self.digest;
                     tracing::error!(%digest, %error, "this node's copy of a blob is damaged: others give the rest");
                     self.replication.suspect(digest);
-                    match self.replication.read_remote(&digest, self.size, self.range.clone()).await {
+                    // What was sent already is not at hand to be hashed with the rest.
+                    match self.replication.read_remote(&digest, self.size, self.range.clone(), true).await {
                         Ok(others) => self.source = Source::Others(others),
                         Err(_) => return Some(Err(error)),
                     }
@@ -218,6 +240,7 @@ struct Remote {
     digest: Digest,
     /// What is still to come.
     range: Range<u64>,
+    only_checked: bool,
     /// Not asked yet since the last byte came.
     holders: VecDeque<Member>,
     progressed: bool,
@@ -252,7 +275,7 @@ impl Remote {
             self.holders = self.replication.holders_to_ask(&self.digest);
         }
         while let Some(peer) = self.holders.pop_front() {
-            match self.replication.peers().get(&peer, &self.digest, self.range.clone()).await {
+            match self.replication.peers().get(&peer, &self.digest, self.range.clone(), self.only_checked).await {
                 Ok(response) => {
                     self.chunks = Some(response.bytes_stream().map_err(io::Error::other).boxed());
                     return true;

@@ -267,14 +267,18 @@ impl Replication {
     pub(super) fn look_for(&self, digest: &Digest, size: u64) -> Result<Found, StorageError> {
         let (own, members) = (self.node_id(), self.consensus().members());
         let placed = placement::placed(digest, &members, self.copies_of(digest));
-        let found = self.blobs().size(digest)?;
+        // Others may have a copy, which then takes the place of what cannot be looked at.
+        let found = self.blobs().size(digest).unwrap_or_else(|error| {
+            tracing::error!(%digest, %error, "a blob's file cannot be looked at: it counts as missing");
+            None
+        });
         let is_here = found == Some(size);
         if found.is_some() && !is_here {
             // No copy, whatever its name is.
             self.suspect(*digest);
         }
         Ok(match (placed.contains(&own), is_here) {
-            (true, true) => Found::Held { alone: placed.len() == 1 },
+            (true, true) => Found::Held,
             (true, false) => Found::Missing,
             (false, true) => Found::Surplus,
             (false, false) => Found::Elsewhere,
@@ -284,15 +288,14 @@ impl Replication {
     /// Fetches a blob from any node that has it, hashed as it comes in.
     async fn fetch(&self, digest: Digest, size: u64) -> Result<(), FetchError> {
         let _claim = self.claims().claim(digest).ok_or(FetchError::Busy)?;
-        let blobs = self.blobs().clone();
-        if blocking(move || blobs.size(&digest)).await?? == Some(size) {
-            self.tally().came(&digest);
+        // A push was faster.
+        if !self.tally().is_missing(&digest) {
             return Ok(());
         }
         for peer in self.holders_to_ask(&digest) {
             let blobs = self.blobs().clone();
             let mut writer = Writer::new(blocking(move || blobs.stage()).await??);
-            let Ok(response) = self.peers().get(&peer, &digest, 0..size).await else { continue };
+            let Ok(response) = self.peers().get(&peer, &digest, 0..size, false).await else { continue };
             let mut chunks = response.bytes_stream();
             while let Ok(Some(Ok(chunk))) = timeout(STALL_TIMEOUT, chunks.next()).await {
                 self.inner.repair_rate.wait(chunk.len()).await;

@@ -18,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 use super::Replication;
 use super::keep::Claim;
 use super::rate::Rate;
+use super::tally::Found;
 use super::writer::blocking;
 
 /// Where the position is kept, so that a restart does not begin anew.
 const POSITION_FILE: &str = "scrub.json";
 
 /// How often the position is written.
-const WRITTEN_EVERY: u64 = 1000;
+const WRITTEN_EVERY: Duration = Duration::from_secs(10);
 
 /// Files of state that are looked at together.
 const PAGE: usize = 64;
@@ -211,12 +212,7 @@ impl Replication {
         if is_asked || is_over {
             self.scrub().begin(self.consensus().now_ms());
         }
-        let slow = self.blob_counts().held_bytes / self.scrub().period.as_secs().max(1);
-        let rate = match is_asked {
-            true => Rate::new(self.config().repair_rate.as_u64()),
-            false => Rate::new(slow.max(RATE_MIN)),
-        };
-        if let Err(error) = self.pass_at(&rate).await {
+        if let Err(error) = self.pass_at(is_asked).await {
             tracing::error!(%error, "the scrub did not come to its end; it goes on later");
             // Whatever is wrong with this node's disk, it is not asked about it without a pause.
             tokio::time::sleep(LOOK_EVERY).await;
@@ -237,21 +233,35 @@ impl Replication {
         let _ = blocking(move || replication.scrub().write()).await;
     }
 
-    async fn pass_at(&self, rate: &Rate) -> Result<(), StorageError> {
+    /// So that a pass takes its period, by what this node holds now.
+    fn slow_rate(&self) -> u64 {
+        (self.blob_counts().held_bytes / self.scrub().period.as_secs().max(1)).max(RATE_MIN)
+    }
+
+    async fn pass_at(&self, is_asked: bool) -> Result<(), StorageError> {
+        let mut bytes = if is_asked { self.config().repair_rate.as_u64() } else { self.slow_rate() };
+        let mut rate = Rate::new(bytes);
+        let mut written = Instant::now();
         let mut after = self.scrub().pass.lock().after.as_ref().and_then(|after| after.parse::<Digest>().ok());
         loop {
             let (registry, from) = (self.consensus().registry().clone(), after);
             let page = blocking(move || registry.file_blobs(from.as_ref(), PAGE)).await??;
             for (digest, size) in page.blobs {
+                // What this node holds is counted after its start, and changes.
+                if !is_asked && self.slow_rate() != bytes {
+                    bytes = self.slow_rate();
+                    rate = Rate::new(bytes);
+                }
                 // Who is at work on it hashes it as well.
                 let Some(claim) = self.claims().claim_to_look(digest) else { continue };
-                if let Some(is_damaged) = self.check(claim, Some(rate)).await? {
+                if let Some(is_damaged) = self.check(claim, Some(&rate)).await? {
                     self.scrub().checked(&digest, size, is_damaged);
                 }
-            }
-            if self.scrub().pass.lock().checked.is_multiple_of(WRITTEN_EVERY) {
-                let replication = self.clone();
-                blocking(move || replication.scrub().write()).await?;
+                if written.elapsed() >= WRITTEN_EVERY {
+                    let replication = self.clone();
+                    blocking(move || replication.scrub().write()).await?;
+                    written = Instant::now();
+                }
             }
             after = page.next;
             if after.is_none() {
@@ -287,7 +297,14 @@ impl Replication {
     async fn check(&self, claim: Claim, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
         let digest = claim.digest();
         let blobs = self.blobs().clone();
-        let Some(blob) = blocking(move || blobs.open_blob(&digest)).await?? else { return Ok(None) };
+        let blob = match blocking(move || blobs.open_blob(&digest)).await? {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::error!(%digest, %error, "a blob's file cannot be opened: a copy is fetched");
+                return self.wants_another(digest).await.map(|()| None);
+            }
+        };
         let mut reading =
             Reading { blob, offset: 0, hasher: Hasher::new(digest.algorithm()), sums: Summing::default() };
         while reading.offset < reading.blob.size {
@@ -306,10 +323,10 @@ impl Replication {
                 Ok(()) => {}
                 // It became shorter.
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
-                // A disk that fails for a while says nothing about what is on it.
+                // A disk that fails for a while says nothing about what is on it, so the file stays until there is another.
                 Err(error) => {
-                    tracing::error!(%digest, %error, "a blob's file cannot be read: it stays where it is");
-                    return Ok(None);
+                    tracing::error!(%digest, %error, "a blob's file cannot be read: a copy is fetched");
+                    return self.wants_another(digest).await.map(|()| None);
                 }
             }
         }
@@ -321,14 +338,25 @@ impl Replication {
             }
             return Ok(Some(false));
         }
-        blocking(move || replication.set_aside(&digest)).await??;
+        blocking(move || replication.set_aside(&digest, &reading.blob)).await??;
         Ok(Some(true))
     }
 
+    /// This node's file is of no use: another node's takes its place.
+    async fn wants_another(&self, digest: Digest) -> Result<(), StorageError> {
+        let registry = self.consensus().registry().clone();
+        if let Some(size) = blocking(move || registry.file_blob(&digest)).await??
+            && self.belongs_here(&digest)
+        {
+            self.tally().record(&digest, size, Found::Missing);
+        }
+        Ok(())
+    }
+
     /// A good copy is fetched in its place. Blocks.
-    fn set_aside(&self, digest: &Digest) -> Result<(), StorageError> {
+    fn set_aside(&self, digest: &Digest, blob: &BlobFile) -> Result<(), StorageError> {
         self.scrub().counted.damaged.fetch_add(1, Ordering::Relaxed);
-        let aside = self.blobs().set_aside(digest)?;
+        let aside = self.blobs().set_aside(blob)?;
         tracing::error!(%digest, aside = ?aside, "a blob's file is damaged: it was put aside");
         if let Some(size) = self.consensus().registry().file_blob(digest)? {
             self.tally().record(digest, size, self.look_for(digest, size)?);

@@ -37,7 +37,19 @@ pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
 
 type App = web::Data<Replication>;
 
-async fn get_blob(app: App, request: HttpRequest, path: web::Path<String>) -> HttpResponse {
+#[derive(Deserialize)]
+struct GetQuery {
+    /// Only what is compared with checksums.
+    #[serde(default)]
+    checked: bool,
+}
+
+async fn get_blob(
+    app: App,
+    request: HttpRequest,
+    path: web::Path<String>,
+    query: web::Query<GetQuery>,
+) -> HttpResponse {
     let Ok(digest) = path.parse::<Digest>() else { return HttpResponse::BadRequest().finish() };
     let size = match size(&app, digest).await {
         Ok(Some(size)) => size,
@@ -49,7 +61,7 @@ async fn get_blob(app: App, request: HttpRequest, path: web::Path<String>) -> Ht
         return HttpResponse::RangeNotSatisfiable().finish();
     };
     let length = range.end - range.start;
-    match app.read_local(&digest, range.clone()).await {
+    match app.read_local(&digest, range.clone(), query.checked).await {
         Ok(Some(stream)) => HttpResponse::PartialContent()
             .insert_header((CONTENT_RANGE, format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))))
             .body(body::SizedStream::new(length, stream)),

@@ -94,9 +94,6 @@ impl Replication {
     async fn store_locally(&self, bytes: Bytes, digest: Digest) -> Result<(), StorageError> {
         let blobs = self.blobs().clone();
         let sealed = blocking(move || -> Result<u64, SealError> {
-            if blobs.size(&digest)? == Some(bytes.len() as u64) {
-                return Ok(bytes.len() as u64);
-            }
             let mut staging = blobs.stage()?;
             staging.write(&bytes)?;
             staging.seal(&digest)
@@ -116,10 +113,29 @@ impl Replication {
     /// How many copies a repository's blobs have: as a rule of the settings says, else this node's configuration.
     pub(super) fn wanted(&self, repository: &RepositoryName) -> Wanted {
         match self.consensus().rules().replicas(repository) {
-            Some(replicas) => Wanted { replicas, min_copies: replicas / 2 + 1 },
+            Some(replicas) => Wanted { replicas, min_copies: acknowledged_by(replicas) },
             None => Wanted { replicas: self.config().replicas, min_copies: self.config().min_copies },
         }
     }
+}
+
+impl Replication {
+    /// Whether a blob of `from`, or of any repository, was acknowledged with as many copies as one of `repository` needs.
+    pub(crate) fn has_copies_for(&self, from: Option<&RepositoryName>, repository: &RepositoryName) -> bool {
+        let there = match from {
+            Some(from) => self.wanted(from).min_copies,
+            None => {
+                let fewest = self.consensus().rules().fewest_replicas().map_or(usize::MAX, acknowledged_by);
+                fewest.min(self.config().min_copies)
+            }
+        };
+        there >= self.wanted(repository).min_copies
+    }
+}
+
+/// How many of so many copies there are before a push is acknowledged.
+fn acknowledged_by(replicas: usize) -> usize {
+    replicas / 2 + 1
 }
 
 impl Copying {

@@ -12,11 +12,8 @@ const LISTED_MAX: usize = 20_000;
 /// What one look found of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It belongs here and is here; whether to no other node as well.
-    Held {
-        /// This node alone keeps it.
-        alone: bool,
-    },
+    /// It belongs here and is here.
+    Held,
     /// It belongs here and is not here.
     Missing,
     /// It is here and belongs to other nodes.
@@ -39,7 +36,6 @@ struct State {
     held: HashMap<u64, u64>,
     missing: HashMap<u64, u64>,
     surplus: HashSet<u64>,
-    alone: HashSet<u64>,
     held_bytes: u64,
     missing_bytes: u64,
     listed_missing: HashMap<Digest, u64>,
@@ -65,18 +61,14 @@ impl State {
         self.held_bytes -= self.held.remove(&key).unwrap_or(0);
         self.missing_bytes -= self.missing.remove(&key).unwrap_or(0);
         self.surplus.remove(&key);
-        self.alone.remove(&key);
         self.listed_missing.remove(digest);
         self.listed_surplus.remove(digest);
     }
 
-    fn hold(&mut self, digest: &Digest, size: u64, alone: bool) {
+    fn hold(&mut self, digest: &Digest, size: u64) {
         self.forget(digest);
         self.held.insert(digest.prefix(), size);
         self.held_bytes += size;
-        if alone {
-            self.alone.insert(digest.prefix());
-        }
     }
 }
 
@@ -91,7 +83,6 @@ impl Tally {
             missing: state.missing.len() as u64,
             missing_bytes: state.missing_bytes,
             surplus: state.surplus.len() as u64,
-            alone: state.alone.len() as u64,
             repair_rate: 0,
         }
     }
@@ -100,7 +91,7 @@ impl Tally {
     pub(super) fn record(&self, digest: &Digest, size: u64, found: Found) {
         let mut state = self.state.lock();
         match found {
-            Found::Held { alone } => state.hold(digest, size, alone),
+            Found::Held => state.hold(digest, size),
             Found::Missing => {
                 state.forget(digest);
                 state.missing.insert(digest.prefix(), size);
@@ -124,7 +115,7 @@ impl Tally {
     pub(super) fn came(&self, digest: &Digest) {
         let mut state = self.state.lock();
         if let Some(size) = state.missing.get(&digest.prefix()).copied() {
-            state.hold(digest, size, false);
+            state.hold(digest, size);
         }
     }
 
@@ -138,13 +129,17 @@ impl Tally {
         self.state.lock().held.contains_key(&digest.prefix())
     }
 
+    /// Whether it is known to be missing.
+    pub(super) fn is_missing(&self, digest: &Digest) -> bool {
+        self.state.lock().missing.contains_key(&digest.prefix())
+    }
+
     /// Everything was compared by this layout: forgets what that did not see.
     pub(super) fn compared(&self, seen: &Seen, layout_revision: u64) {
         let mut state = self.state.lock();
         state.held.retain(|key, _| seen.0.contains(key));
         state.missing.retain(|key, _| seen.0.contains(key));
         state.surplus.retain(|key| seen.0.contains(key));
-        state.alone.retain(|key| seen.0.contains(key));
         state.listed_missing.retain(|digest, _| seen.0.contains(&digest.prefix()));
         state.listed_surplus.retain(|digest| seen.0.contains(&digest.prefix()));
         (state.held_bytes, state.missing_bytes) = (state.held.values().sum(), state.missing.values().sum());
@@ -182,38 +177,38 @@ mod tests {
         Digest::of(Algorithm::Sha256, &[number])
     }
 
-    fn counts(tally: &Tally) -> [u64; 6] {
+    fn counts(tally: &Tally) -> [u64; 5] {
         let counts = tally.counts();
-        [counts.held, counts.held_bytes, counts.missing, counts.missing_bytes, counts.surplus, counts.alone]
+        [counts.held, counts.held_bytes, counts.missing, counts.missing_bytes, counts.surplus]
     }
 
     #[test]
     fn counts_follow_what_comes() {
         let tally = Tally::default();
-        tally.record(&digest(1), 10, Found::Held { alone: true });
+        tally.record(&digest(1), 10, Found::Held);
         tally.record(&digest(2), 20, Found::Missing);
         tally.record(&digest(2), 20, Found::Missing);
         tally.record(&digest(3), 30, Found::Surplus);
-        assert_eq!(counts(&tally), [1, 10, 1, 20, 1, 1]);
+        assert_eq!(counts(&tally), [1, 10, 1, 20, 1]);
         assert_eq!(tally.missing(10, |_| false), [(digest(2), 20)]);
         assert_eq!(tally.surplus(), [digest(3)]);
         tally.came(&digest(2));
         tally.forget(&digest(3));
-        assert_eq!(counts(&tally), [2, 30, 0, 0, 0, 1]);
+        assert_eq!(counts(&tally), [2, 30, 0, 0, 0]);
         assert!(tally.missing(10, |_| false).is_empty() && tally.surplus().is_empty());
         tally.record(&digest(1), 10, Found::Elsewhere);
-        assert_eq!(counts(&tally), [1, 20, 0, 0, 0, 0]);
+        assert_eq!(counts(&tally), [1, 20, 0, 0, 0]);
     }
 
     #[test]
     fn what_a_comparison_does_not_see_is_forgotten() {
         let tally = Tally::default();
-        tally.record(&digest(1), 10, Found::Held { alone: false });
+        tally.record(&digest(1), 10, Found::Held);
         tally.record(&digest(2), 20, Found::Missing);
         let mut seen = Seen::default();
         seen.add(&digest(1));
         tally.compared(&seen, 7);
-        assert_eq!(counts(&tally), [1, 10, 0, 0, 0, 0]);
+        assert_eq!(counts(&tally), [1, 10, 0, 0, 0]);
         assert_eq!(tally.counts().layout_revision, 7);
     }
 
@@ -221,6 +216,6 @@ mod tests {
     fn a_blob_that_no_repository_names_yet_is_not_counted() {
         let tally = Tally::default();
         tally.came(&digest(1));
-        assert_eq!(counts(&tally), [0; 6]);
+        assert_eq!(counts(&tally), [0; 5]);
     }
 }

@@ -161,6 +161,11 @@ async fn not_recognised(cluster: &mut Cluster) -> Result<()> {
     copy(&original, &twin.data_dir)?;
     cluster.node(1).resume()?;
     ends(cluster.node(4), &["already", "copy"]).await?;
+    // The copy of a whole machine has its addresses as well, and listens at others.
+    let address = cluster.node(1).peer_url.rsplit('/').next().context("an address")?.to_owned();
+    let clone = cluster.prepare(&["--peer-advertise", &address])?;
+    copy(&original, &clone.data_dir)?;
+    ends(cluster.node(5), &["already", "copy"]).await?;
 
     cluster.node(2).kill();
     let removed = async || {

@@ -145,8 +145,6 @@ pub struct BlobCounts {
     pub missing_bytes: u64,
     /// Those that it has and that belong to others, which may not all have them yet.
     pub surplus: u64,
-    /// Those that it has and that belong to no other node.
-    pub alone: u64,
     /// How fast it may fetch what it lacks, in bytes a second.
     pub repair_rate: u64,
 }
@@ -179,6 +177,8 @@ pub struct Identity {
     pub empty: bool,
     /// Its clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// Of this process alone: two that have one id have different ones.
+    pub process: Uuid,
 }
 
 /// What became of a question to join.
@@ -195,8 +195,8 @@ pub enum JoinReply {
 /// What became of a question to remove a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum RemoveReply {
-    /// It is none any more.
-    Removed,
+    /// It is none any more; what may be lost with it, where that was forced.
+    Removed(Option<String>),
     /// It was none.
     Unknown,
     /// The node that was asked does not lead, or not any more.

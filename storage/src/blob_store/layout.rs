@@ -109,7 +109,8 @@ impl Layout {
                     match fs::metadata(&path) {
                         Ok(metadata) => visit(digest, metadata.len()),
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(StorageError::io(&path, error)),
+                        // The others are to be had all the same.
+                        Err(error) => tracing::error!(path = %path.display(), %error, "a file cannot be looked at"),
                     }
                 }
             }

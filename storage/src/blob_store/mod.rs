@@ -43,6 +43,8 @@ struct Inner {
     /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
     /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
     unsynced: Mutex<HashMap<Digest, usize>>,
+    /// Held while a file takes a blob's name or loses it.
+    naming: Mutex<()>,
 }
 
 /// A file that was a blob. Dropping it removes it, which takes time for a large one.
@@ -68,7 +70,7 @@ impl BlobStore {
     pub fn open(dir: &Path, min_free: u64) -> Result<Self, StorageError> {
         let layout = Layout::prepare(dir)?;
         let room = Room::new(dir.to_path_buf(), min_free);
-        Ok(BlobStore { inner: Arc::new(Inner { layout, room, unsynced: Mutex::default() }) })
+        Ok(BlobStore { inner: Arc::new(Inner { layout, room, unsynced: Mutex::default(), naming: Mutex::default() }) })
     }
 
     /// Whether there is room for anything new. Looks at the disk.
@@ -157,15 +159,20 @@ impl BlobStore {
         }
     }
 
-    /// Puts a damaged blob's file aside, out of the store, for people to look at; says where. The oldest ones go beyond
-    /// [`ASIDE_MAX`].
+    /// Puts a damaged blob's file aside, out of the store, for people to look at; says where. `None` if another file has
+    /// taken its place. The oldest ones go beyond [`ASIDE_MAX`], and all others where the disk is full.
     ///
     /// # Errors
     /// `Io`.
-    pub fn set_aside(&self, digest: &Digest) -> Result<Option<PathBuf>, StorageError> {
+    pub fn set_aside(&self, blob: &BlobFile) -> Result<Option<PathBuf>, StorageError> {
+        let digest = blob.digest();
         let (path, folder) = (self.path(digest), self.inner.layout.damaged());
         durable_file::create_dir_durably(folder)?;
-        self.inner.layout.make_room_in_damaged(ASIDE_MAX)?;
+        self.inner.layout.make_room_in_damaged(if self.require_room().is_ok() { ASIDE_MAX } else { 1 })?;
+        let _turn = self.inner.naming.lock();
+        if !blob.is_at(&path) {
+            return Ok(None);
+        }
         let target = folder.join(format!("{}-{}", digest.algorithm().name(), digest.hex()));
         match fs::rename(&path, &target) {
             Ok(()) => Ok(Some(target)),
@@ -225,30 +232,37 @@ impl BlobStore {
         }
     }
 
-    /// Gives a synced file of `length` bytes its blob's name, durably. False: the blob is there already, and durable, and
-    /// stays. A file of another length is none.
-    fn publish(&self, staged: &Path, digest: &Digest, length: u64) -> Result<bool, StorageError> {
+    /// Gives a synced file of `length` bytes its blob's name, durably. It takes the place of one that is there already,
+    /// which may be damaged.
+    fn publish(&self, staged: &Path, digest: &Digest, length: u64) -> Result<(), StorageError> {
         let target = self.path(digest);
-        {
+        let is_there = {
             let mut unsynced = self.inner.unsynced.lock();
             let others = unsynced.get(digest).copied().unwrap_or(0);
-            if others == 0 && self.size_on_disk(digest)? == Some(length) {
-                return Ok(false);
+            // After a power cut one of the two is there.
+            let is_there = others == 0 && self.size_on_disk(digest).is_ok_and(|size| size == Some(length));
+            if !is_there {
+                unsynced.insert(*digest, others + 1);
             }
-            unsynced.insert(*digest, others + 1);
-        }
-        let renamed = fs::rename(staged, &target).map_err(|error| StorageError::io(&target, error));
+            is_there
+        };
+        let renamed = {
+            let _turn = self.inner.naming.lock();
+            fs::rename(staged, &target).map_err(|error| StorageError::io(&target, error))
+        };
         if renamed.is_ok() {
             // After a power cut the rename itself may be lost, and we would have acknowledged a blob that no node can
             // find. If this sync fails, the digest stays on the list: whether the name is durable is unknown for good.
             durable_file::sync_folder(&self.inner.layout.folder(digest))?;
         }
-        let mut unsynced = self.inner.unsynced.lock();
-        match unsynced.get_mut(digest) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(unsynced.remove(digest)),
+        if !is_there {
+            let mut unsynced = self.inner.unsynced.lock();
+            match unsynced.get_mut(digest) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(unsynced.remove(digest)),
+            }
         }
-        renamed.map(|()| true)
+        renamed
     }
 }
 

@@ -231,7 +231,7 @@ impl Staging {
 
     /// Makes the content durable and visible under its digest, and returns its size in bytes.
     ///
-    /// If the store holds the blob already, that file stays and this one goes.
+    /// If the store holds the blob already, this file takes the place of that one.
     ///
     /// # Errors
     /// `DigestMismatch` if the content is another; nothing becomes visible then. `Storage` if the disk failed.

@@ -4,7 +4,8 @@
 //! They follow from the content alone, so they are never out of date, and none is no harm: they are not synced (ADR 0008).
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::digest::Digest;
@@ -77,7 +78,7 @@ impl Sums {
     pub(super) fn read(path: &Path) -> Option<Self> {
         let bytes = durable_file::read(path).inspect_err(|error| tracing::warn!(%error, "no checksums")).ok()??;
         let payload = format::open(kind::BLOB_SUMS, VERSION, &bytes)
-            .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "checksums that cannot be used"))
+            .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "checksums that cannot be used"))
             .ok()?;
         let (summed, sums) = payload.split_first_chunk::<4>()?;
         let (sums, rest) = sums.as_chunks::<4>();
@@ -109,6 +110,16 @@ pub struct BlobFile {
 impl BlobFile {
     pub(super) fn new(file: File, size: u64, digest: Digest, sums: Option<Sums>) -> Self {
         Self { file, size, digest, sums }
+    }
+
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Whether the file at `path` is this one still.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let file = |found: io::Result<fs::Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
+        file(fs::metadata(path)).is_some_and(|found| Some(found) == file(self.file.metadata()))
     }
 
     /// Whether [`BlobFile::is_right`] can tell.

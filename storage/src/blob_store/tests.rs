@@ -28,6 +28,10 @@ fn content(store: &BlobStore, digest: &Digest) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+fn aside(store: &BlobStore, digest: &Digest) -> Option<PathBuf> {
+    store.set_aside(&store.open_blob(digest).unwrap().unwrap()).unwrap()
+}
+
 fn staged_files(dir: &Path) -> usize {
     fs::read_dir(dir.join("staging")).unwrap().count()
 }
@@ -36,11 +40,11 @@ fn staged_files(dir: &Path) -> usize {
 fn a_damaged_blob_is_put_aside_and_the_oldest_go() {
     let (dir, store) = store();
     let digest = put(&store, Algorithm::Sha256, b"content");
-    let aside = store.set_aside(&digest).unwrap().expect("it was there");
-    assert_eq!(fs::read(&aside).unwrap(), b"content");
-    assert_eq!((store.size(&digest).unwrap(), store.set_aside(&digest).unwrap()), (None, None));
+    let kept = aside(&store, &digest).expect("it was there");
+    assert_eq!(fs::read(&kept).unwrap(), b"content");
+    assert_eq!(store.size(&digest).unwrap(), None);
     for number in 0..ASIDE_MAX as u32 + 5 {
-        store.set_aside(&put(&store, Algorithm::Sha256, &number.to_be_bytes())).unwrap();
+        aside(&store, &put(&store, Algorithm::Sha256, &number.to_be_bytes()));
     }
     assert_eq!(fs::read_dir(dir.path().join("damaged")).unwrap().count(), ASIDE_MAX);
     assert_eq!(content(&store, &put(&store, Algorithm::Sha256, b"content")).as_deref(), Some(&b"content"[..]));
@@ -99,17 +103,27 @@ fn a_dropped_staging_and_a_crash_leave_nothing() {
 }
 
 #[test]
-fn sealing_what_is_there_keeps_the_first_file() {
-    use std::os::unix::fs::MetadataExt;
+fn sealing_what_is_there_takes_the_place_of_what_may_be_damaged() {
     let (dir, store) = store();
     let digest = put(&store, Algorithm::Sha256, b"same");
-    let inode = fs::metadata(store.path(&digest)).unwrap().ino();
-    put(&store, Algorithm::Sha256, b"same");
-    assert_eq!(fs::metadata(store.path(&digest)).unwrap().ino(), inode);
-    // A file of another length is no blob.
-    fs::write(store.path(&digest), b"sam").unwrap();
+    let path = store.path(&digest);
+    for damaged in ["same", "some", "sam"] {
+        fs::write(&path, damaged).unwrap();
+        put(&store, Algorithm::Sha256, b"same");
+        assert_eq!(content(&store, &digest).as_deref(), Some(&b"same"[..]));
+    }
+    // What cannot even be opened, and keeps nobody from the others.
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let other = put(&store, Algorithm::Sha256, b"other");
+    assert!(store.open_blob(&digest).is_err());
+    assert_eq!(store.list().unwrap(), [(other, 5)]);
     put(&store, Algorithm::Sha256, b"same");
     assert_eq!(content(&store, &digest).as_deref(), Some(&b"same"[..]));
+    // A good one that came meanwhile is not put aside.
+    let opened = store.open_blob(&digest).unwrap().unwrap();
+    put(&store, Algorithm::Sha256, b"same");
+    assert_eq!(store.set_aside(&opened).unwrap(), None);
     assert_eq!(staged_files(dir.path()), 0);
 }
 
