@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use chaos_tests::client::Way;
 use chaos_tests::cluster::{Cluster, Node, Options, Status};
+use chaos_tests::image::{random_bytes, sha256};
 use chaos_tests::wait::until_ok;
 
 use crate::fixture::{SOON, each, flotilla, push_small};
@@ -131,6 +133,47 @@ async fn wrong_address(cluster: &mut Cluster) -> Result<()> {
     until_ok(SOON, "the ghost is removed", removed).await?;
     has_voters(cluster, 0, 3, 3).await?;
     push_small(cluster, "ghost/app", "v2").await.map(drop)
+}
+
+/// With one copy of each blob no member is removed that may hold the last one, however fresh; force says what may go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_copy_of_a_blob_is_not_removed_with_its_node() -> Result<()> {
+    let mut cluster = Cluster::start(Options::with_args(["--replicas", "1", "--min-copies", "1"])).await?;
+    let result = last_copies(&mut cluster).await;
+    cluster.judged(result)
+}
+
+async fn last_copies(cluster: &mut Cluster) -> Result<()> {
+    let push = async |cluster: &Cluster, number: usize| -> Result<String> {
+        let blob = random_bytes(&mut rand::rng(), 50_000);
+        each(cluster)[number].push_blob("last/app", &blob, Way::Put).await?;
+        Ok(sha256(&blob))
+    };
+    let mut pushed = Vec::new();
+    for number in 0..12 {
+        pushed.push(push(cluster, number % 3).await?);
+    }
+    let (done, said) = node(cluster, 0, &["remove", "n2"]).await?;
+    ensure!(!done && said.contains("nowhere else"), "{said}");
+    // One to which blobs move.
+    cluster.add(&[])?;
+    cluster.wait_ready(SOON).await?;
+    until_ok(SOON, "blobs have moved to the fourth", async || {
+        let counts = cluster.status(cluster.node(0)).await?.member("n4").context("a member")?.blobs.clone();
+        ensure!(counts.as_ref().is_some_and(|blobs| blobs.held > 0 && blobs.missing == 0), "{counts:?}");
+        Ok(())
+    })
+    .await?;
+    let (done, said) = node(cluster, 0, &["remove", "n4"]).await?;
+    ensure!(!done && said.contains("nowhere else"), "{said}");
+    let (done, said) = node(cluster, 0, &["decommission", "n4"]).await?;
+    ensure!(done, "{said}");
+    for digest in &pushed {
+        each(cluster)[0].pull_blob("last/app", digest).await?;
+    }
+    let (done, said) = node(cluster, 0, &["remove", "n3", "--force"]).await?;
+    ensure!(done && said.contains("forced although: it holds"), "{said}");
+    Ok(())
 }
 
 /// C44: a data directory of another cluster, a copy of one that is in use, and that of a removed node: none of them takes

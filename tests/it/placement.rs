@@ -139,7 +139,11 @@ async fn copies_by_rule(cluster: &Cluster) -> Result<()> {
     for client in each(cluster) {
         ensure!(client.pull_blob("cache/one", &sha256(&blob)).await? == BLOB_BYTES as u64);
     }
-    // A repository without a rule wants three.
+    // A repository without a rule wants three, which a mount would not make: the client is asked for the bytes.
+    let mount = format!("/v2/kept/one/blobs/uploads/?mount={}&from=cache/one", sha256(&blob));
+    want(client, Method::POST, &mount, &[], "", &[202]).await?;
+    let mount = format!("/v2/cache/two/blobs/uploads/?mount={}&from=cache/one", sha256(&blob));
+    want(client, Method::POST, &mount, &[], "", &[201]).await?;
     client.push_blob("kept/one", &blob, Way::Put).await?;
     has(3).await?;
     put(r#"{"replicas":[{"repositories":"**","replicas":2}]}"#).await?;

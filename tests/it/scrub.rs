@@ -85,6 +85,67 @@ fn without_checksums_a_flipped_bit_never_reaches_a_client_in_a_whole_blob() -> R
 }
 
 #[test]
+fn the_rest_of_a_damaged_blob_comes_from_copies_that_are_checked() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        for _ in 0..3 {
+            let blob = random_bytes(&mut rand::rng(), 5 << 20);
+            let digest = everywhere(cluster, &blob).await?;
+            // Past the first piece of the one that is asked, and further on where the next one has no checksums.
+            flip_a_bit(cluster.node(0), &digest, 1 << 20)?;
+            let sums = cluster.node(1).blob_file(&digest).with_extension("sums");
+            until_ok(SOON, "they are made as the blob comes in", async || Ok(fs::remove_file(&sums)?)).await?;
+            flip_a_bit(cluster.node(1), &digest, 2 << 20)?;
+            let whole = each(cluster)[0].get(&format!("/v2/rot/app/blobs/{digest}")).await.context("it broke")?;
+            ensure!(whole.expect(&[200])?.body == blob, "wrong bytes came as a whole blob");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_push_takes_the_place_of_damaged_copies() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        for size in [20_000, 300_000] {
+            let blob = random_bytes(&mut rand::rng(), size);
+            let digest = everywhere(cluster, &blob).await?;
+            for node in cluster.nodes() {
+                flip_a_bit(node, &digest, 7)?;
+            }
+            each(cluster)[0].push_blob("rot/app", &blob, Way::Put).await?;
+            for client in each(cluster) {
+                let whole = client.get(&format!("/v2/rot/app/blobs/{digest}")).await?.expect(&[200])?;
+                ensure!(whole.body == blob, "wrong bytes");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_replaced_and_keeps_nobody_from_the_others() -> Result<()> {
+    on_own_cluster(async |cluster| {
+        let node = cluster.node(2);
+        let mut digests = Vec::new();
+        for _ in 0..6 {
+            digests.push(everywhere(cluster, &random_bytes(&mut rand::rng(), 60_000)).await?);
+        }
+        digests.sort();
+        let file = node.blob_file(&digests[0]);
+        fs::remove_file(&file)?;
+        std::os::unix::fs::symlink(&file, &file)?;
+        for digest in &digests[1..] {
+            flip_a_bit(node, digest, 9)?;
+        }
+        let (done, said) = flotilla(&["scrub", "run", "--url", &node.url]).await?;
+        ensure!(done, "{said}");
+        for digest in &digests {
+            is_mended(node, digest).await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn the_scrub_finds_and_mends_what_nobody_reads() -> Result<()> {
     on_own_cluster(async |cluster| {
         let blob = random_bytes(&mut rand::rng(), 3 << 20);
