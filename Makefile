@@ -57,6 +57,10 @@ chaos: ## The fault checks in full, on the release build; takes about an hour
 	$(CHAOS) grow
 	$(CHAOS) lost-disk
 	$(CHAOS) zones
+	$(CHAOS) membership
+	$(CHAOS) placement
+	$(CHAOS) peers
+	$(CHAOS) damage
 	$(CHAOS) million
 	$(CHAOS) catch-up
 	$(CHAOS) big-blob

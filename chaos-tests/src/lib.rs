@@ -14,6 +14,7 @@ pub mod checkers;
 pub mod client;
 pub mod cluster;
 pub mod dev;
+pub mod fixture;
 pub mod history;
 pub mod image;
 pub mod kubernetes;

@@ -99,6 +99,14 @@ enum Scenario {
         #[arg(long, default_value_t = 5)]
         times: u32,
     },
+    /// Bits of blobs flip: clients get the right bytes or an error, and the scrub mends.
+    Damage,
+    /// Nodes with wrong addresses, copied, foreign and removed data directories (C43, C44); last copies; growth.
+    Membership,
+    /// Unknown peers, ended tokens and certificates are refused with the reason; the authority is rotated under load.
+    Peers,
+    /// Five nodes share the blobs, two die; copies as the settings say; lost disks.
+    Placement,
     /// Many clients push and pull at once.
     Clients {
         #[arg(long, default_value_t = 200)]
@@ -131,6 +139,10 @@ async fn main() -> ExitCode {
         Scenario::Kustomize { rounds, inside: true } => scenarios::kustomize_inside(rounds, seed).await,
         Scenario::Kustomize { rounds, inside: false } => scenarios::kustomize(rounds, seed).await,
         Scenario::Drill { times } => scenarios::drill(times, seed).await,
+        Scenario::Damage => scenarios::damage::damage().await,
+        Scenario::Membership => scenarios::membership::membership().await,
+        Scenario::Peers => scenarios::peers::peers().await,
+        Scenario::Placement => scenarios::placement::placement().await,
         Scenario::Clients { count } => scenarios::clients(count, seed).await,
     };
     match result {

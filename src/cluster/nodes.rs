@@ -125,6 +125,10 @@ async fn replace(consensus: web::Data<Consensus>, node: web::Path<String>) -> Re
 async fn set_draining(consensus: &Consensus, node: &str, draining: bool) -> Result<HttpResponse, OciError> {
     let node = find(&consensus.members(), node)?.id;
     consensus.propose(Uuid::new_v4(), Command::DrainNode { node, draining }).await?.result?;
+    // Who looks at this node next finds it so.
+    if let Err(error) = consensus.read_barrier().await {
+        tracing::debug!(%error, "a change of who is drained may be seen here a little later");
+    }
     Ok(HttpResponse::NoContent().finish())
 }
 

@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use chaos_tests::client::{Client, Method, Pushed, Reply, Way};
-use chaos_tests::cluster::{Cluster, Options, binary};
-use chaos_tests::image::Image;
+use chaos_tests::client::{Client, Method, Reply};
+use chaos_tests::cluster::{Cluster, Options};
+pub(crate) use chaos_tests::fixture::{SOON, each, flotilla, peer_client, push_small};
 use chaos_tests::raw::{Connection, Head};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::OnceCell;
 
-/// How long anything may take that is not bound to a promise of its own.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// The shared nodes' limit for a body that stands still.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const ZEROS: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
@@ -24,6 +22,19 @@ static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime"));
 /// A cluster that could not start is not started again by the next test.
 static SHARED: OnceCell<Result<&'static Cluster, String>> = OnceCell::const_new();
+
+/// A test of each of these parts of a scenario.
+macro_rules! runs {
+    ($scenario:ident: $($part:ident),+ $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $part() -> anyhow::Result<()> {
+                chaos_tests::scenarios::$scenario::$part().await
+            }
+        )+
+    };
+}
+pub(crate) use runs;
 
 /// Runs a test on the shared cluster.
 pub(crate) fn on_cluster(test: impl AsyncFnOnce(&'static Cluster) -> Result<()>) -> Result<()> {
@@ -46,35 +57,6 @@ pub(crate) fn on_own_cluster(test: impl AsyncFnOnce(&Cluster) -> Result<()>) -> 
         let result = test(&cluster).await;
         cluster.judged(result)
     })
-}
-
-/// Runs the program: whether it succeeded, and what it said.
-pub(crate) async fn flotilla(arguments: &[&str]) -> Result<(bool, String)> {
-    let output = tokio::process::Command::new(binary()?).args(arguments).output().await?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
-}
-
-/// A client of peer ports, with this certificate and key (PEM). It believes every node.
-pub(crate) fn peer_client(pem: Option<&str>) -> Result<reqwest::Client> {
-    let builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true);
-    let builder = match pem {
-        Some(pem) => builder.identity(reqwest::Identity::from_pem(pem.as_bytes())?),
-        None => builder,
-    };
-    Ok(builder.timeout(Duration::from_secs(10)).build()?)
-}
-
-/// A client of each node.
-pub(crate) fn each(cluster: &Cluster) -> Vec<Client> {
-    cluster.nodes().iter().map(|node| cluster.client_of(node)).collect()
-}
-
-/// A small image, pushed to the first node.
-pub(crate) async fn push_small(cluster: &Cluster, repository: &str, tag: &str) -> Result<(Image, Pushed)> {
-    let image = Image::random(&mut rand::rng(), &[2_000]);
-    let pushed = each(cluster)[0].push(repository, tag, &image, Way::Put).await?;
-    Ok((image, pushed))
 }
 
 /// Sends a request and wants one of the statuses; the reply.

@@ -5,14 +5,18 @@ mod admission;
 mod big_blob;
 mod catch_up;
 mod clients;
+pub mod damage;
 mod drill;
 mod garbage;
 mod kill_all;
 mod kill_leader;
 mod kustomize;
 mod members;
+pub mod membership;
 mod million;
 mod no_quorum;
+pub mod peers;
+pub mod placement;
 mod watch;
 
 pub use admission::{Size as AdmissionSize, admission};
@@ -29,9 +33,9 @@ pub use million::million;
 pub use no_quorum::no_quorum;
 pub use watch::{races, watch};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
 use crate::cluster::{Cluster, Node};
 
@@ -48,6 +52,21 @@ fn check_peak_rss(cluster: &Cluster, limit_mib: u64) -> anyhow::Result<()> {
         }
     }
     ensure!(over.is_empty(), "over {limit_mib} MiB of memory: {}", over.join(", "));
+    Ok(())
+}
+
+/// Runs these parts of a scenario, functions of their own, one after the other.
+macro_rules! each_part {
+    ($($part:ident),+ $(,)?) => {
+        $($crate::scenarios::say(stringify!($part), $part()).await?;)+
+    };
+}
+use each_part;
+
+async fn say(part: &str, running: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    running.await.with_context(|| part.replace('_', " "))?;
+    println!("{} ({:.1} s)", part.replace('_', " "), began.elapsed().as_secs_f64());
     Ok(())
 }
 
