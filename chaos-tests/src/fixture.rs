@@ -13,7 +13,7 @@ use crate::wait::until_ok;
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// How long it may take until a learner votes: it must have kept up for ten seconds.
-pub const GROWN: Duration = Duration::from_secs(60);
+pub const GROWN: Duration = Duration::from_secs(120);
 
 /// Runs a check on a cluster of its own, whose nodes it may stop.
 ///

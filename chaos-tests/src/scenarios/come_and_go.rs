@@ -1,48 +1,35 @@
 //! Nodes come and go under load: the cluster grows and shrinks, a disk is lost, a zone fails.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::{all, names};
 use crate::checkers::{Outage, failed_pulls, lost_pushes, none_of};
-use crate::cluster::{Cluster, Node, Options, binary};
+use crate::cluster::{Cluster, Node, Options};
+use crate::fixture::{has_voters, node};
 use crate::history::History;
 use crate::wait::{until, until_ok};
 use crate::workload::{Pulls, Pushes, until_served};
 
 const WORKERS: u64 = 3;
-/// A learner votes once it has kept up for ten seconds.
-const GROWN_WITHIN: Duration = Duration::from_secs(120);
 const MOVED_WITHIN: Duration = Duration::from_secs(120);
 const SERVED_WITHIN: Duration = Duration::from_secs(60);
 /// Pushes that lie there before the nodes change.
 const BEFORE: usize = 100;
 
-/// `flotilla node …` at one of the nodes.
-fn node(asked: &Node, arguments: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new(binary()?);
-    let output = command.arg("node").args(arguments).args(["--url", &asked.url]).output().context("flotilla node")?;
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// `flotilla node …` at one of the nodes; it must succeed.
+async fn done(cluster: &Cluster, asked: usize, arguments: &[&str]) -> anyhow::Result<()> {
+    let (done, said) = node(cluster, asked, arguments).await?;
+    print!("{said}");
+    ensure!(done, "{arguments:?}: {said}");
     Ok(())
 }
 
 async fn pushed(history: &History, count: usize) -> anyhow::Result<()> {
     until(SERVED_WITHIN, "pushes lie there", async || {
         (history.acknowledged(Duration::ZERO, history.now()).len() >= count).then_some(())
-    })
-    .await
-}
-
-async fn voters(cluster: &Cluster, asked: &Node, members: usize, wanted: usize) -> anyhow::Result<()> {
-    until_ok(GROWN_WITHIN, &format!("{wanted} of {members} members vote"), async || {
-        let status = cluster.status(asked).await?;
-        let votes = status.nodes.iter().filter(|member| member.role != "learner").count();
-        ensure!(status.nodes.len() == members && votes == wanted, "{:?}", status.nodes);
-        Ok(())
     })
     .await
 }
@@ -77,18 +64,18 @@ async fn grown(cluster: &mut Cluster, seed: u64) -> anyhow::Result<()> {
         cluster.add(&[])?;
     }
     cluster.wait_ready(SERVED_WITHIN).await?;
-    voters(cluster, cluster.node(0), 5, 5).await?;
+    has_voters(cluster, 0, 5, 5).await?;
     println!("five nodes vote after {:.1?}", history.now());
     let leaves = async |name: &str, history: &History| {
         let from = history.now();
-        let asked = if name == "n1" { cluster.node(1) } else { cluster.node(0) };
-        node(asked, &["decommission", name])?;
+        let asked = usize::from(name == "n1");
+        done(cluster, asked, &["decommission", name]).await?;
         println!("{name} has left after {:.1?}", history.now() - from);
         anyhow::Ok(Outage { node: name.to_owned(), from, until: Duration::MAX })
     };
     let (first, second) = ("n5", "n4");
     let outages = [leaves(first, &history).await?, leaves(second, &history).await?];
-    voters(cluster, cluster.node(0), 3, 3).await?;
+    has_voters(cluster, 0, 3, 3).await?;
     println!("three nodes again after {:.1?}", history.now());
     println!("pushes that failed, by kind: {:?}", pushes.end().await?);
     pulls.end().await?;
@@ -119,10 +106,10 @@ async fn replaced(cluster: &Cluster, seed: u64) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    node(cluster.node(0), &["replace", &lost.name])?;
+    done(cluster, 0, &["replace", &lost.name]).await?;
     cluster.wait_ready(SERVED_WITHIN).await?;
     let ready = history.now();
-    voters(cluster, cluster.node(0), 3, 3).await?;
+    has_voters(cluster, 0, 3, 3).await?;
     println!("votes again {:.1?} after it was ready", history.now() - ready);
     println!("pushes that failed, by kind: {:?}", pushes.end().await?);
     pulls.end().await?;
