@@ -330,12 +330,12 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
     let leaving = members.iter().find(|seen| seen.member.id == id)?;
     // The least number of voters that stands a failure comes again from learners, if they are given the time.
     let next = remain.iter().find(|seen| !seen.member.voter && !seen.member.seat.draining && seen.pong.is_some());
-    if let Some(next) = next.filter(|_| how == Removal::Safe && leaving.member.voter && all == 2) {
-        return Some(format!(
+    let waits_for_voter = next.filter(|_| leaving.member.voter && all == 2).map(|next| {
+        format!(
             "two voters would remain, and none of them could fail: {} is to vote first; ask again in some seconds",
             next.member.record.name
-        ));
-    }
+        )
+    });
     match (how, &leaving.pong) {
         (Removal::Force, _) => return None,
         (Removal::Replaced { .. }, Some(_)) => {
@@ -346,7 +346,7 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
             return newcomer.is_none().then(|| format!("{by:012x}, which is to take its place, does not answer"));
         }
         // While images are pushed others always lack some that are on their way.
-        (Removal::Safe, Some(_)) if leaving.has_nothing() => return None,
+        (Removal::Safe, Some(_)) if leaving.has_nothing() => return waits_for_voter,
         // Counts come a little after a push was acknowledged.
         (Removal::Safe, Some(pong)) if copies_min < 2 || pong.blobs.surplus > 0 => {
             return Some(format!(
@@ -366,7 +366,7 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
         let name = &late.member.record.name;
         return Some(format!("{name} compares its blobs with what it should have now; ask again in some seconds"));
     }
-    remain.iter().find_map(|seen| {
+    let lacks = remain.iter().find_map(|seen| {
         let name = &seen.member.record.name;
         match seen.pong.as_ref().map(|pong| pong.blobs.missing) {
             Some(0) => None,
@@ -377,7 +377,8 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
                 "{name} does not answer: this may hold the last copy of its blobs; bring it back, or force it"
             )),
         }
-    })
+    });
+    lacks.or(waits_for_voter)
 }
 
 #[cfg(test)]

@@ -247,9 +247,11 @@ impl Replication {
             let (registry, from) = (self.consensus().registry().clone(), after);
             let page = blocking(move || registry.file_blobs(from.as_ref(), PAGE)).await??;
             for (digest, size) in page.blobs {
-                // What this node holds is counted after its start, and changes.
-                if !is_asked && self.slow_rate() != bytes {
-                    bytes = self.slow_rate();
+                // What this node holds is counted after its start, and changes. Not for each push: a new limiter lets a
+                // second's worth go at once.
+                let wanted = self.slow_rate();
+                if !is_asked && wanted.abs_diff(bytes) > bytes / 10 {
+                    bytes = wanted;
                     rate = Rate::new(bytes);
                 }
                 // Who is at work on it hashes it as well.
