@@ -1,12 +1,15 @@
-//! A balancer without affinity: each request goes to the next node. Bodies are streamed both ways.
+//! A balancer without affinity: each request goes to the next node. Bodies are streamed both ways, and those of
+//! requests at a limited rate if need be.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
+use futures::StreamExt as _;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
@@ -28,12 +31,22 @@ pub struct Balancer {
 impl Balancer {
     /// Listens on a free port of loopback in front of these nodes (`http://host:port`).
     pub async fn start(nodes: &[String]) -> anyhow::Result<Self> {
+        Self::start_with(nodes, None).await
+    }
+
+    /// The same, and each request's body passes at this many bytes per second at most: a push of some size is then
+    /// surely under way for a while, however fast the machine is.
+    pub async fn start_slow(nodes: &[String], bytes_per_second: u32) -> anyhow::Result<Self> {
+        Self::start_with(nodes, Some(f64::from(bytes_per_second))).await
+    }
+
+    async fn start_with(nodes: &[String], bytes_per_second: Option<f64>) -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.context("a port for the balancer")?;
         let url = format!("http://{}", listener.local_addr()?);
         let nodes: Arc<[String]> =
             nodes.iter().map(|url| url.trim_start_matches("http://").trim_end_matches('/').to_owned()).collect();
-        let turns = Arc::new(Turns { nodes, next: AtomicUsize::new(0) });
+        let turns = Arc::new(Turns { nodes, next: AtomicUsize::new(0), bytes_per_second });
         let accepting = tokio::spawn(async move {
             // Ends with the task: when the balancer is dropped, or the listener fails.
             while let Ok((stream, _)) = listener.accept().await {
@@ -54,6 +67,7 @@ impl Drop for Balancer {
 struct Turns {
     nodes: Arc<[String]>,
     next: AtomicUsize,
+    bytes_per_second: Option<f64>,
 }
 
 impl Turns {
@@ -83,20 +97,30 @@ async fn forward(request: Request<Incoming>, turns: &Turns) -> Response<Body> {
     let Some(stream) = turns.connect().await else {
         return refusal("no node answers");
     };
-    match ask(request, stream).await {
+    match ask(request.map(|body| paced(body, turns.bytes_per_second)), stream).await {
         Ok(response) => response,
         Err(error) => refusal(&error.to_string()),
     }
 }
 
 /// One request over a connection of its own; `Host` stays as the client gave it.
-async fn ask(mut request: Request<Incoming>, stream: TcpStream) -> hyper::Result<Response<Body>> {
+async fn ask(mut request: Request<Body>, stream: TcpStream) -> hyper::Result<Response<Body>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     let mut response = sender.send_request(request).await?;
     response.headers_mut().remove(CONNECTION);
     Ok(response.map(BodyExt::boxed))
+}
+
+fn paced(body: Incoming, bytes_per_second: Option<f64>) -> Body {
+    let Some(rate) = bytes_per_second else { return body.boxed() };
+    let frames = BodyStream::new(body).then(move |frame| async move {
+        let bytes = frame.as_ref().ok().and_then(|frame| frame.data_ref()).map_or(0, Bytes::len);
+        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate)).await;
+        frame
+    });
+    BodyExt::boxed(StreamBody::new(frames))
 }
 
 fn refusal(reason: &str) -> Response<Body> {

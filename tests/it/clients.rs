@@ -28,6 +28,8 @@ use tokio::sync::Mutex;
 const IMAGE: &str = "localhost/flotilla-test:v1";
 /// One layer that rides in the log, one file of usual size, one that takes several pieces.
 const LAYERS_BYTES: [u64; 3] = [5_000, 300_000, 6 << 20];
+/// What the balancer lets pass per second where a push is to be met on its way: the largest layer takes six seconds.
+const SLOW_BYTES_PER_SECOND: u32 = 1 << 20;
 const CALL_LIMIT: Duration = Duration::from_secs(120);
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(60);
 const DAEMON_END_LIMIT: Duration = Duration::from_secs(20);
@@ -72,7 +74,7 @@ async fn pushes_beside_kills(cluster: &Cluster) -> anyhow::Result<()> {
         let leader = cluster.leader().await?;
         let others: Vec<_> =
             cluster.nodes().iter().filter(|node| node.name != leader.name).map(|node| node.url.clone()).collect();
-        let balancer = Balancer::start(&others).await?;
+        let balancer = Balancer::start_slow(&others, SLOW_BYTES_PER_SECOND).await?;
         let (pushing, host) = (stores.clone(), host_of(&balancer.url));
         let push = tokio::task::spawn_blocking(move || pushing.push("killed", client, &host));
         // As soon as bytes are on their way to some node.
@@ -98,10 +100,10 @@ async fn a_push_that_was_interrupted_is_tried_again() {
 
 async fn interrupted_pushes(cluster: &Cluster) -> anyhow::Result<()> {
     let Some(stores) = prepared(cluster).await? else { return Ok(()) };
+    let slow = Balancer::start_slow(&cluster.urls(), SLOW_BYTES_PER_SECOND).await?;
     let balancer = Balancer::start(&cluster.urls()).await?;
-    // Those that compress while they send, so that a kill finds them at it.
-    for client in ["skopeo", "podman", "buildah"] {
-        let mut first = stores.begin(client, &push_arguments("interrupted", client, &host_of(&balancer.url)))?;
+    for client in ["skopeo", "podman", "buildah", "crane"] {
+        let mut first = stores.begin(client, &push_arguments("interrupted", client, &host_of(&slow.url)))?;
         upload_opens(cluster, || false).await?;
         process::send(&mut first, Signal::Kill)?;
         ensure!(!first.wait()?.success(), "{client} was killed");
