@@ -85,8 +85,8 @@ pub(crate) struct Config {
     #[arg(long, value_name = "COPIES", default_value = "3", value_parser = voters())]
     pub(crate) replicas: usize,
 
-    /// Copies that must be durable before an upload is acknowledged; default: a majority of
-    /// `replicas` or of `initial_cluster_size`, whichever is smaller
+    /// Copies that must be durable before an upload is acknowledged, never more than there are nodes;
+    /// default: a majority of `replicas`
     #[arg(long, value_name = "COPIES", value_parser = voters())]
     pub(crate) min_copies: usize,
 
@@ -377,7 +377,7 @@ fn computed_defaults(
         );
         return Err(Refused::new("peers", given.origin("peers"), reason));
     }
-    let copies = count("replicas").expect("has a default").min(size);
+    let copies = count("replicas").expect("has a default");
     let mut defaults = vec![
         ("advertise_url", format!("http://{}", values::reachable(address("listen")))),
         ("initial_cluster_size", size.to_string()),

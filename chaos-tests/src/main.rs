@@ -47,7 +47,7 @@ enum Scenario {
     CatchUp {
         #[arg(long, default_value_t = 10_000)]
         writes: usize,
-        #[arg(long, default_value_t = 2_000)]
+        #[arg(long, default_value_t = 1_000)]
         snapshot_every: usize,
         #[arg(long, default_value_t = 500)]
         keep: usize,

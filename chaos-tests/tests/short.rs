@@ -33,7 +33,7 @@ async fn acknowledged_pushes_survive_the_death_of_all_nodes() -> anyhow::Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_missed_more_than_the_log_keeps_catches_up() -> anyhow::Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    let size = CatchUp { writes: 1_500, snapshot_every: 400, keep: 100 };
+    let size = CatchUp { writes: 2_400, snapshot_every: 300, keep: 100 };
     scenarios::catch_up(size, seed()).await
 }
 

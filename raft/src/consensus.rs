@@ -28,6 +28,7 @@ use crate::read_gate::ReadGate;
 use crate::recognition::{self, Candidate};
 use crate::registry::Registry;
 use crate::settings::Rules;
+use crate::state_machine::REQUESTS_WINDOW;
 use crate::state_store::{StateStore, Watches};
 use crate::types::TypeConfig;
 
@@ -48,6 +49,10 @@ const CHANNEL_SIZE: u64 = 8192;
 
 /// How long the end of a node waits for its last sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(5);
+
+/// A node that is further behind gives no promises: half of what collections are remembered for, in entries, so that a
+/// promise is good for a while.
+const PROMISE_LAG_MAX: u64 = REQUESTS_WINDOW / 2;
 
 /// How the Raft group of this node runs.
 #[derive(Debug, Clone)]
@@ -325,6 +330,27 @@ impl Consensus {
     /// until the leader's is.
     pub fn clock_agrees(&self) -> bool {
         self.inner.liveness.clock_agrees(&self.members())
+    }
+
+    /// The time that this node, as the leader, puts on an entry: none (0) while most others have another, so that a clock
+    /// that jumped does not move the time of state on, which never goes back.
+    fn stamp_ms(&self) -> u64 {
+        if self.inner.liveness.clock_is_contradicted(&self.members()) { 0 } else { now_ms() }
+    }
+
+    /// How many nodes have a blob before a push is acknowledged, where `min_copies` are wanted: no more than there are that
+    /// are not drained, and one where one voter alone acknowledges what the blob is called.
+    pub fn copies_needed(&self, min_copies: usize) -> usize {
+        let members = self.members();
+        let voters = members.iter().filter(|member| member.voter).count();
+        let stay = members.iter().filter(|member| !member.seat.draining).count();
+        if voters < 2 { 1 } else { min_copies.min(stay).max(1) }
+    }
+
+    /// Whether a node can be asked for a promise now: it answers, and is not so far behind the log that its promise would be
+    /// from before what is remembered of collections.
+    pub fn may_promise(&self, id: NodeId) -> bool {
+        self.pong_of(id).is_some_and(|pong| pong.applied_index + PROMISE_LAG_MAX >= self.applied_index())
     }
 
     /// This node's clock, in milliseconds since the Unix epoch.

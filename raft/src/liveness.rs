@@ -42,9 +42,17 @@ struct Shared {
 #[derive(Clone)]
 struct Seen {
     at: Option<Instant>,
-    pong: Option<Pong>,
-    /// How far its clock is from ours, in milliseconds, about.
-    clock_ms: u64,
+    /// Its last word, and when that came.
+    pong: Option<(Pong, Instant)>,
+}
+
+impl Seen {
+    /// How far its clock is from ours now, in milliseconds, about. Looked at anew each time: either clock may have been set
+    /// since the last word.
+    fn clock_off_ms(&self) -> Option<u64> {
+        let (pong, at) = self.pong.as_ref()?;
+        Some((pong.time_ms + at.elapsed().as_millis() as u64).abs_diff(now_ms()))
+    }
 }
 
 /// This machine's clock, in milliseconds since the Unix epoch.
@@ -88,32 +96,46 @@ impl Liveness {
 
     /// The node's last word, if it is reachable.
     pub(crate) fn pong(&self, id: NodeId) -> Option<Pong> {
-        self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(|seen| seen.pong.clone())).flatten()
+        self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(|seen| Some(seen.pong.as_ref()?.0.clone()))).flatten()
     }
 
     /// Whether this node's clock is close to those of a majority of the voters.
     pub(crate) fn clock_agrees(&self, members: &[Member]) -> bool {
-        let seen = self.shared.seen.lock();
-        let agrees = |voter: &Member| {
-            voter.id == self.shared.own_id || seen.get(&voter.id).is_some_and(|seen| seen.clock_ms <= CLOCK_MAX_MS)
-        };
-        let voters = members.iter().filter(|member| member.voter);
-        let (all, close) = voters.fold((0, 0), |(all, close), voter| (all + 1, close + usize::from(agrees(voter))));
+        let (close, _, all) = self.clocks(members);
         close > all / 2
+    }
+
+    /// Whether most of the voters that were heard of, this node among them, have another time. Before any was, none has.
+    pub(crate) fn clock_is_contradicted(&self, members: &[Member]) -> bool {
+        let (close, heard, _) = self.clocks(members);
+        close <= heard / 2 && heard > 0
+    }
+
+    /// How many voters have this node's time, how many were heard of, and how many there are. This node counts as one.
+    fn clocks(&self, members: &[Member]) -> (usize, usize, usize) {
+        let seen = self.shared.seen.lock();
+        members.iter().filter(|member| member.voter).fold((0, 0, 0), |(close, heard, all), voter| {
+            let off_ms = match voter.id == self.shared.own_id {
+                true => Some(0),
+                false => seen.get(&voter.id).and_then(Seen::clock_off_ms),
+            };
+            let is_close = off_ms.is_some_and(|off_ms| off_ms <= CLOCK_MAX_MS);
+            (close + usize::from(is_close), heard + usize::from(off_ms.is_some()), all + 1)
+        })
     }
 
     /// How far a reachable node's clock is from ours, in milliseconds, about.
     pub(crate) fn clock_off_ms(&self, id: NodeId) -> Option<u64> {
-        self.reachable(id).then(|| self.shared.seen.lock().get(&id).map(|seen| seen.clock_ms)).flatten()
+        self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(Seen::clock_off_ms)).flatten()
     }
 
     fn heard(&self, id: NodeId, answer: Result<Pong, CallError>) {
         let mut seen = self.shared.seen.lock();
-        let entry = seen.entry(id).or_insert(Seen { at: None, pong: None, clock_ms: 0 });
+        let entry = seen.entry(id).or_insert(Seen { at: None, pong: None });
         match answer {
             Ok(pong) => {
-                let clock_ms = pong.time_ms.abs_diff(now_ms());
-                *entry = Seen { at: Some(Instant::now()), pong: Some(pong), clock_ms };
+                let now = Instant::now();
+                *entry = Seen { at: Some(now), pong: Some((pong, now)) };
             }
             // Nobody listens there: no need to wait for the silence to grow long.
             Err(CallError::Unreachable(_)) => entry.at = None,
@@ -164,5 +186,30 @@ impl Liveness {
             }
             self.judge(&members);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member::{NodeRecord, Seat};
+    use crate::network::BlobCounts;
+
+    #[test]
+    fn a_clock_that_most_others_contradict_is_noticed() {
+        let voter = |id| Member { id, record: NodeRecord::default(), voter: true, seat: Seat::default() };
+        let members: Vec<Member> = (1..=3).map(voter).collect();
+        let liveness = Liveness::new(1);
+        let says = |id, time_ms| {
+            let (version, blobs) = (String::new(), BlobCounts::default());
+            liveness.heard(id, Ok(Pong { id, applied_index: 1, version, blobs, time_ms }));
+            (liveness.clock_agrees(&members), liveness.clock_is_contradicted(&members))
+        };
+        // Nobody was heard of: nothing says that this node is wrong, nor that it is right.
+        assert_eq!((liveness.clock_agrees(&members), liveness.clock_is_contradicted(&members)), (false, false));
+        assert_eq!(says(2, now_ms() + 60_000), (false, true));
+        assert_eq!(says(3, now_ms()), (true, false));
+        assert_eq!(says(3, now_ms() - 60_000), (false, true));
+        assert_eq!(says(2, now_ms() + 2_000), (true, false));
     }
 }

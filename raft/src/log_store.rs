@@ -179,6 +179,21 @@ impl LogStore {
         Ok(entries)
     }
 
+    /// Gives the writer something to do, elsewhere where its queue is full: that would park the worker on which openraft's
+    /// core runs.
+    async fn queue(&self, work: impl FnOnce(&Store) + Send + 'static) -> Result<(), io::Error> {
+        if !self.store.is_full() {
+            work(&self.store);
+            return Ok(());
+        }
+        let store = self.store.clone();
+        blocking(move || {
+            work(&store);
+            Ok(())
+        })
+        .await
+    }
+
     async fn meta<T: serde::de::DeserializeOwned + Send + 'static>(
         &self,
         meta: LogMeta,
@@ -280,7 +295,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, synced) = awaited();
-        self.store.put_meta(LogMeta::Vote, wire::encode(Kind::Vote, vote)?, done);
+        let vote = wire::encode(Kind::Vote, vote)?;
+        self.queue(move |store| store.put_meta(LogMeta::Vote, vote, done)).await?;
         synced.await
     }
 
@@ -326,31 +342,22 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             callback.io_completed(result.map_err(io::Error::from));
         });
-        if !self.store.is_full() {
-            self.store.append(encoded, done);
-            return Ok(());
-        }
-        // It would park the worker on which openraft's core runs.
-        let store = self.store.clone();
-        blocking(move || {
-            store.append(encoded, done);
-            Ok(())
-        })
-        .await
+        self.queue(move |store| store.append(encoded, done)).await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let from = last_log_id.map_or(0, |log_id| log_id.index + 1);
         self.recent.lock().truncate_from(from);
         let (done, synced) = awaited();
-        self.store.truncate_from(from, done);
+        self.queue(move |store| store.truncate_from(from, done)).await?;
         synced.await
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.recent.lock().purge_through(log_id.index);
         let (done, synced) = awaited();
-        self.store.purge_through(log_id.index, wire::encode(Kind::LogId, &log_id)?, done);
+        let purged = wire::encode(Kind::LogId, &log_id)?;
+        self.queue(move |store| store.purge_through(log_id.index, purged, done)).await?;
         synced.await
     }
 }

@@ -13,7 +13,7 @@ use crate::command::Command;
 use crate::consensus::{Consensus, ProposeError};
 use crate::liveness::{CLOCK_MAX_MS, now_ms};
 use crate::member::{Member, NodeId, NodeRecord};
-use crate::network::{Call, CallError, Identity, JoinReply, Pong, RemoveReply};
+use crate::network::{BlobCounts, Call, CallError, Identity, JoinReply, Pong, RemoveReply};
 
 /// How long each of a leader's attempts to hand over may take.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
@@ -215,7 +215,9 @@ impl Consensus {
                 self.client().call::<_, Pong>(address, Some(member.id), Call::Ping, &(), LOOK_LIMIT).await.ok()
             }
         };
-        let has_compared = pong.as_ref().is_some_and(|pong| pong.blobs.layout_revision >= self.layout_revision());
+        let (layout, rules) = (self.layout_revision(), self.rules().revision());
+        let is_of_now = |counts: &BlobCounts| counts.layout_revision >= layout && counts.rules_revision >= rules;
+        let has_compared = pong.as_ref().is_some_and(|pong| is_of_now(&pong.blobs));
         Seen { member, pong, has_compared }
     }
 
@@ -229,7 +231,7 @@ impl Consensus {
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
         let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
-        let copies_min = self.fewest_replicas().min(self.options().min_copies);
+        let copies_min = self.copies_needed(self.fewest_replicas().min(self.options().min_copies));
         if let Some(refusal) = removal_refused(&seen, id, how, copies_min) {
             return RemoveReply::Refused(refusal);
         }
@@ -302,7 +304,7 @@ struct Seen<'a> {
     member: &'a Member,
     /// Its word about itself; `None` where it does not answer.
     pong: Option<Pong>,
-    /// Its counts are of the layout of now.
+    /// Its counts are of the layout and the settings of now.
     has_compared: bool,
 }
 
@@ -361,7 +363,7 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
         }
         (Removal::Safe, _) => {}
     }
-    // Counts of the layout before say nothing: what a member that went had alone is on its way to others now.
+    // Counts of the layout or the settings before say nothing: what a member that went had alone is on its way to others now.
     if let Some(late) = members.iter().find(|seen| seen.pong.is_some() && !seen.has_compared) {
         let name = &late.member.record.name;
         return Some(format!("{name} compares its blobs with what it should have now; ask again in some seconds"));
@@ -385,7 +387,6 @@ fn removal_refused(members: &[Seen<'_>], id: NodeId, how: Removal, copies_min: u
 mod tests {
     use super::*;
     use crate::member::Seat;
-    use crate::network::BlobCounts;
 
     fn refusal(missing: &[Option<u64>], id: NodeId, force: bool) -> Option<String> {
         refused(missing, id, if force { Removal::Force } else { Removal::Safe }, 2)

@@ -22,7 +22,32 @@ pub(crate) enum Copy {
     /// The rows as they were at the snapshot's log id, to be sent to a follower.
     View(View),
     /// The rows that came from the leader, to be installed.
-    Received(Install),
+    Received(Received),
+}
+
+/// Rows that came from the leader and are not installed yet. Where openraft needs them no more it drops them on its own
+/// task; what is left of them is removed elsewhere, since that takes time.
+pub(crate) struct Received(Option<Install>);
+
+impl Received {
+    pub(crate) fn new(install: Install) -> Self {
+        Self(Some(install))
+    }
+
+    /// # Errors
+    /// They are installed already.
+    pub(crate) fn into_install(mut self) -> Result<Install, StorageError> {
+        self.0.take().ok_or(StorageError::Closed)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if let Some(install) = self.0.take() {
+            // Without a thread it is dropped here.
+            let _ = std::thread::Builder::new().name("copy-given-up".into()).spawn(move || drop(install));
+        }
+    }
 }
 
 /// Makes what has been applied safe from a purge of the log.

@@ -386,7 +386,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         let work = match snapshot {
             // openraft gives back what this node has when it starts.
             _ if *meta == self.meta() => return Ok(()),
-            Copy::Received(install) => install,
+            Copy::Received(received) => received.into_install()?,
             Copy::View(view) => copied(store.clone(), view).await?,
             Copy::State => return Err(io::Error::other("a snapshot without rows, of another state than this node's")),
         };

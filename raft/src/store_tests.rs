@@ -16,7 +16,7 @@ use crate::log_store::LogStore;
 use crate::member::NodeRecord;
 use crate::records::Place;
 use crate::registry::Registry;
-use crate::snapshot::Copy;
+use crate::snapshot::{Copy, Received};
 use crate::state_store::StateStore;
 use crate::types::{Entry, LogId, TypeConfig};
 
@@ -133,7 +133,7 @@ async fn a_snapshot_is_the_state_at_its_log_id_while_applies_go_on() {
     while let Some(rows) = view.next_chunk(2000).expect("rows") {
         install.put(&rows).expect("written");
     }
-    target.install_snapshot(&snapshot.meta, Copy::Received(install)).await.expect("installed");
+    target.install_snapshot(&snapshot.meta, Copy::Received(Received::new(install))).await.expect("installed");
     assert_eq!(target.applied_state().await.expect("read").0, Some(log_id(199)));
     assert_eq!(watches.progress.borrow().members.len(), 2);
     let registry = Registry::new(store);

@@ -69,22 +69,32 @@ fn next_step(members: &[Standing], leader: NodeId, voters_max: usize) -> Option<
 
 /// Whether a learner that kept up when it was looked at before still does. While images are pushed it always lacks some
 /// that are on their way; with those counted, two learners would hardly ever keep up together.
-fn still_keeps_up(pong: Option<&Pong>, commit_index: u64, layout_revision: u64) -> bool {
+fn still_keeps_up(pong: Option<&Pong>, by: Measure) -> bool {
     pong.is_some_and(|pong| {
         let blobs = BlobCounts { missing: pong.blobs.missing.saturating_sub(LAG_MAX), ..pong.blobs };
-        waits_for(Some(&Pong { blobs, ..pong.clone() }), commit_index, layout_revision).is_none()
+        waits_for(Some(&Pong { blobs, ..pong.clone() }), by).is_none()
     })
 }
 
+/// By what a learner is measured.
+#[derive(Debug, Clone, Copy)]
+struct Measure {
+    commit_index: u64,
+    layout_revision: u64,
+    /// All members answer: what none of them has never comes.
+    all_answer: bool,
+}
+
 /// Why a learner does not vote yet; `None` for one that keeps up.
-fn waits_for(pong: Option<&Pong>, commit_index: u64, layout_revision: u64) -> Option<String> {
+fn waits_for(pong: Option<&Pong>, by: Measure) -> Option<String> {
     let Some(pong) = pong else { return Some("it does not answer".into()) };
-    let lag = commit_index.saturating_sub(pong.applied_index);
-    match (lag, pong.blobs.missing) {
+    let lag = by.commit_index.saturating_sub(pong.applied_index);
+    let never_comes = if by.all_answer { pong.blobs.nowhere } else { 0 };
+    match (lag, pong.blobs.missing.saturating_sub(never_comes)) {
         (LAG_MAX.., _) => Some(format!("it is {lag} entries of the log behind")),
         (_, missing @ 1..) => Some(format!("it lacks {missing} blobs")),
         // What it lacks is known only once it has compared its files by this layout.
-        _ if pong.blobs.layout_revision < layout_revision => {
+        _ if pong.blobs.layout_revision < by.layout_revision => {
             Some("it compares its blobs with what it should have".into())
         }
         _ => None,
@@ -110,10 +120,15 @@ impl Consensus {
         if member.voter {
             return None;
         }
-        let waits = waits_for(self.pong_of(member.id).as_ref(), self.status().commit_index, self.layout_revision());
+        let waits = waits_for(self.pong_of(member.id).as_ref(), self.measure());
         Some(waits.unwrap_or_else(|| {
             "it keeps up; after ten seconds it votes, with another learner where one alone makes the voters even".into()
         }))
+    }
+
+    fn measure(&self) -> Measure {
+        let all_answer = self.members().iter().all(|member| self.reachable(member.id));
+        Measure { commit_index: self.status().commit_index, layout_revision: self.layout_revision(), all_answer }
     }
 
     /// Looks after who votes while this node leads, until it stops.
@@ -155,13 +170,12 @@ impl Consensus {
             // A leader died between the two steps of a change.
             return self.change(ChangeMembers::AddVoterIds(BTreeSet::new())).await;
         }
-        let (members, commit_index, now) = (self.members(), self.status().commit_index, Instant::now());
-        let layout = self.layout_revision();
+        let (members, by, now) = (self.members(), self.measure(), Instant::now());
         let keeps_up = |member: &&Member| {
             let pong = self.pong_of(member.id);
             match kept_up.contains_key(&member.id) {
-                true => still_keeps_up(pong.as_ref(), commit_index, layout),
-                false => waits_for(pong.as_ref(), commit_index, layout).is_none(),
+                true => still_keeps_up(pong.as_ref(), by),
+                false => waits_for(pong.as_ref(), by).is_none(),
             }
         };
         let learners: BTreeSet<NodeId> =
@@ -272,15 +286,22 @@ mod tests {
             blobs: BlobCounts { missing, layout_revision: 7, ..BlobCounts::default() },
             time_ms: 0,
         };
-        assert_eq!(waits_for(Some(&pong(9_500, 0)), 10_000, 7), None);
-        assert!(waits_for(Some(&pong(9_500, 0)), 10_000, 8).is_some_and(|why| why.contains("compares")));
-        assert!(waits_for(Some(&pong(9_000, 0)), 10_000, 7).is_some_and(|why| why.contains("1000 entries")));
-        assert!(waits_for(Some(&pong(10_000, 2)), 10_000, 7).is_some_and(|why| why.contains("2 blobs")));
-        assert!(waits_for(None, 10_000, 7).is_some_and(|why| why.contains("not answer")));
+        let by = Measure { commit_index: 10_000, layout_revision: 7, all_answer: true };
+        let later = Measure { layout_revision: 8, ..by };
+        assert_eq!(waits_for(Some(&pong(9_500, 0)), by), None);
+        assert!(waits_for(Some(&pong(9_500, 0)), later).is_some_and(|why| why.contains("compares")));
+        assert!(waits_for(Some(&pong(9_000, 0)), by).is_some_and(|why| why.contains("1000 entries")));
+        assert!(waits_for(Some(&pong(10_000, 2)), by).is_some_and(|why| why.contains("2 blobs")));
+        assert!(waits_for(None, by).is_some_and(|why| why.contains("not answer")));
         // It had all once: what is pushed since is on its way.
-        assert!(still_keeps_up(Some(&pong(9_500, 20)), 10_000, 7));
-        assert!(!still_keeps_up(Some(&pong(9_500, 1_001)), 10_000, 7));
-        assert!(!still_keeps_up(Some(&pong(9_000, 20)), 10_000, 7) && !still_keeps_up(None, 10_000, 7));
-        assert!(!still_keeps_up(Some(&pong(9_500, 20)), 10_000, 8));
+        assert!(still_keeps_up(Some(&pong(9_500, 20)), by));
+        assert!(!still_keeps_up(Some(&pong(9_500, 1_001)), by));
+        assert!(!still_keeps_up(Some(&pong(9_000, 20)), by) && !still_keeps_up(None, by));
+        assert!(!still_keeps_up(Some(&pong(9_500, 20)), later));
+        // What nobody has never comes; as long as a member is away, that one may have it.
+        let mut lost = pong(10_000, 2);
+        lost.blobs.nowhere = 2;
+        assert_eq!(waits_for(Some(&lost), by), None);
+        assert!(waits_for(Some(&lost), Measure { all_answer: false, ..by }).is_some());
     }
 }

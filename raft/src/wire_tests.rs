@@ -279,10 +279,13 @@ fn calls_of_the_peer_port_keep_their_form() {
             version: "0.1.0".into(),
             blobs: BlobCounts {
                 layout_revision: 9,
+                rules_revision: 8,
                 held: 3,
                 held_bytes: 300,
                 missing: 1,
                 missing_bytes: 100,
+                nowhere: 1,
+                nowhere_bytes: 100,
                 surplus: 2,
                 repair_rate: 1000,
             },

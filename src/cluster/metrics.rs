@@ -45,6 +45,7 @@ pub(crate) fn page(consensus: &Consensus, shown: &Shown) -> String {
         gauge("blobs_surplus", "Blob files that this node has and others should have", own.blobs.surplus);
         gauge("blobs_held_bytes", "Bytes of the blob files that this node should have and has", own.blobs.held_bytes);
         gauge("blobs_missing_bytes", "Bytes of those that it lacks", own.blobs.missing_bytes);
+        gauge("blobs_nowhere", "Those of them that no node that answers could give", own.blobs.nowhere);
     }
     shown.gauges.iter().for_each(|more| gauge(more.name, more.help, (more.read)()));
     registry.register_with_unit("raft_log", "Size of the log", Unit::Bytes, ConstGauge::new(raft.log_bytes as i64));

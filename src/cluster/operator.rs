@@ -129,6 +129,8 @@ fn node(consensus: &Consensus, member: &Member, leader: Option<NodeId>, commit_i
             held_bytes: pong.blobs.held_bytes,
             missing: pong.blobs.missing,
             missing_bytes: pong.blobs.missing_bytes,
+            nowhere: pong.blobs.nowhere,
+            nowhere_bytes: pong.blobs.nowhere_bytes,
             surplus: pong.blobs.surplus,
             fetch_rate: pong.blobs.repair_rate,
             compared: pong.blobs.layout_revision >= consensus.layout_revision(),

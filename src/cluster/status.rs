@@ -125,6 +125,12 @@ pub(crate) struct Blobs {
     /// Bytes of these.
     #[serde(default)]
     pub(crate) missing_bytes: u64,
+    /// How many of the missing no node that answers could give.
+    #[serde(default)]
+    pub(crate) nowhere: u64,
+    /// Bytes of these.
+    #[serde(default)]
+    pub(crate) nowhere_bytes: u64,
     /// Blobs it has and others should have, until all of them do.
     #[serde(default)]
     pub(crate) surplus: u64,
@@ -221,8 +227,17 @@ impl NodeStatus {
         if !self.reachable {
             return Some("cannot be reached".to_owned());
         }
-        if let Some(Blobs { missing: missing @ 1.., .. }) = self.blobs {
-            return Some(format!("lacks {missing} {}", if missing == 1 { "blob" } else { "blobs" }));
+        if let Some(Blobs { missing: missing @ 1.., nowhere, .. }) = self.blobs {
+            let blobs = if missing == 1 { "blob" } else { "blobs" };
+            let mut complaint = format!("lacks {missing} {blobs}");
+            if nowhere > 0 {
+                // Writing to a String cannot fail.
+                let _ = write!(
+                    complaint,
+                    ", {nowhere} of which no node that answers has (its log names them): bring back the nodes that are away, or push again"
+                );
+            }
+            return Some(complaint);
         }
         if self.blobs.is_some_and(|blobs| !blobs.compared) {
             return Some("compares its blobs with what it should have".to_owned());
@@ -243,11 +258,13 @@ fn copies_to_spare(nodes: &[NodeStatus], replicas: usize) -> usize {
 }
 
 fn moving(nodes: &[NodeStatus]) -> Option<Moving> {
-    let lacking = nodes.iter().filter_map(|node| node.blobs).filter(|blobs| blobs.missing > 0);
-    let moving = lacking.fold(Moving { blobs: 0, bytes: 0, seconds: 0 }, |sum, blobs| Moving {
-        blobs: sum.blobs + blobs.missing,
-        bytes: sum.bytes + blobs.missing_bytes,
-        seconds: sum.seconds.max(blobs.missing_bytes / blobs.fetch_rate.max(1)),
+    let moving = nodes.iter().filter_map(|node| node.blobs).fold(Moving { blobs: 0, bytes: 0, seconds: 0 }, |sum, blobs| {
+        let bytes = blobs.missing_bytes.saturating_sub(blobs.nowhere_bytes);
+        Moving {
+            blobs: sum.blobs + blobs.missing.saturating_sub(blobs.nowhere),
+            bytes: sum.bytes + bytes,
+            seconds: sum.seconds.max(bytes / blobs.fetch_rate.max(1)),
+        }
     });
     (moving.blobs > 0).then_some(moving)
 }
@@ -344,6 +361,11 @@ mod tests {
         assert_eq!(verdict(&missing), (Verdict::Degraded, 1));
         let moves = "1 copies (2.0 KiB) are on their way, 2s at least.";
         assert_eq!(missing.sentence(), format!("Degraded: One node may fail now. {moves} n2 lacks 1 blob."));
+        let lost = Blobs { nowhere: 1, nowhere_bytes: 2048, ..lacks };
+        let lost = three(|nodes| nodes[1].blobs = Some(lost));
+        assert_eq!((lost.moving, verdict(&lost)), (None, (Verdict::Degraded, 1)));
+        let says = "n2 lacks 1 blob, 1 of which no node that answers has (its log names them): bring back the nodes that are away, or push again.";
+        assert_eq!(lost.sentence(), format!("Degraded: One node may fail now. {says}"));
         let behind = three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES + 1));
         assert_eq!(verdict(&behind), (Verdict::Degraded, 1));
         assert_eq!(verdict(&three(|nodes| nodes[1].lag = Some(MAX_LAG_ENTRIES))), (Verdict::Healthy, 1));
@@ -391,7 +413,8 @@ mod tests {
                 "id": "id-n1", "name": "n1", "url": "http://n1:5000", "role": "leader", "reachable": true,
                 "version": "0.1.0", "applied_index": 7, "lag": 0, "draining": false,
                 "blobs": {
-                    "held": 3, "held_bytes": 30, "missing": 0, "missing_bytes": 0, "surplus": 0, "fetch_rate": 10, "compared": true
+                    "held": 3, "held_bytes": 30, "missing": 0, "missing_bytes": 0, "nowhere": 0,
+                    "nowhere_bytes": 0, "surplus": 0, "fetch_rate": 10, "compared": true
                 }
             }]
         });

@@ -36,7 +36,7 @@ fn defaults_make_a_cluster_of_one() {
     assert_eq!(config.listen.to_string(), "0.0.0.0:5000");
     assert_eq!(config.advertise_url, "http://127.0.0.1:5000");
     assert_eq!(config.peer_advertise, "127.0.0.1:7000");
-    assert_eq!((config.initial_cluster_size, config.replicas, config.min_copies), (1, 3, 1));
+    assert_eq!((config.initial_cluster_size, config.replicas, config.min_copies), (1, 3, 2));
     assert_eq!((config.max_manifest_size, config.max_blob_size), (ByteSize::mib(4), ByteSize::gib(64)));
     assert_eq!(config.upload_ttl, Duration::from_secs(24 * 60 * 60));
     assert_eq!(config.raft.heartbeat, Duration::from_millis(100));

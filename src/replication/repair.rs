@@ -9,7 +9,7 @@ use std::time::Duration;
 use flotilla_raft::AppliedBlob;
 use flotilla_storage::{Digest, SealError, StorageError};
 use futures::StreamExt;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Replication;
 use super::peers::STALL_TIMEOUT;
 use super::placement;
-use super::tally::{Found, Seen};
+use super::tally::{Compared, Found, Seen};
 use super::writer::{Writer, blocking};
 
 /// How long after its name was committed a blob is looked for: the pusher's stream is usually still bringing it.
@@ -50,9 +50,19 @@ pub(super) struct Repair {
     failed: HashMap<Digest, Pause>,
     fetches: JoinSet<(Digest, Result<(), FetchError>)>,
     fetching: Vec<Digest>,
-    /// The layout and the settings by which everything was compared last.
-    compared: (u64, u64),
+    /// By what everything is compared, or was last.
+    compared: Compared,
+    /// A comparison of everything that is under way.
+    scan: Option<Scan>,
+    /// When the next is due. Comes in the middle of one if that may have missed something.
     next_scan: Instant,
+}
+
+/// A comparison of everything, a page at a time, so that fetches and news go on beside it.
+struct Scan {
+    started: Instant,
+    after: Option<Digest>,
+    seen: Seen,
 }
 
 /// A blob whose name was committed.
@@ -88,7 +98,8 @@ impl Repair {
             failed: HashMap::new(),
             fetches: JoinSet::new(),
             fetching: Vec::new(),
-            compared: (0, 0),
+            compared: Compared::default(),
+            scan: None,
             next_scan: Instant::now(),
         }
     }
@@ -99,36 +110,53 @@ impl Repair {
         loop {
             if let Err(error) = self.step().await {
                 tracing::error!(%error, "blobs could not be compared with what should be here");
-                self.next_scan = Instant::now() + FIRST_PAUSE;
+                (self.scan, self.next_scan) = (None, Instant::now() + FIRST_PAUSE);
             }
             let wake = self.wake_at();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep_until(wake) => {}
                 Some(fetched) = self.fetches.join_next() => self.fetched(fetched.ok()),
-                event = applied.recv() => match event {
-                    Ok(AppliedBlob::Linked { digest, size, replicas }) => {
-                        let default = self.replication.config().replicas;
-                        self.replication.inner.replicas.write().linked(&digest, replicas, default);
-                        self.committed(digest, size);
+                event = applied.recv() => {
+                    let mut event = Some(event);
+                    while let Some(now) = event {
+                        match now {
+                            Ok(now) => self.applied(now),
+                            Err(RecvError::Lagged(_)) => {
+                                // What was missed can only be found by comparing. The rest of what waits goes with it: read one
+                                // by one behind a full buffer, the next event would be missed again.
+                                applied = applied.resubscribe();
+                                self.next_scan = Instant::now();
+                            }
+                            Err(RecvError::Closed) => return,
+                        }
+                        event = (!applied.is_empty()).then(|| applied.try_recv().map_err(as_recv_error));
                     }
-                    Ok(AppliedBlob::Collected) => {}
-                    // What they said can only be found by comparing.
-                    Ok(AppliedBlob::Everything) | Err(RecvError::Lagged(_)) => self.next_scan = Instant::now(),
-                    Err(RecvError::Closed) => return,
-                },
+                }
             }
+        }
+    }
+
+    fn applied(&mut self, event: AppliedBlob) {
+        match event {
+            AppliedBlob::Linked { digest, size, replicas } => {
+                let default = self.replication.config().replicas;
+                self.replication.inner.replicas.write().linked(&digest, replicas, default);
+                self.committed(digest, size);
+            }
+            AppliedBlob::Collected => {}
+            AppliedBlob::Everything => self.next_scan = Instant::now(),
         }
     }
 
     async fn step(&mut self) -> Result<(), StorageError> {
         let consensus = self.replication.consensus();
-        let current = (consensus.layout_revision(), consensus.rules().revision());
-        if self.next_scan <= Instant::now() || current != self.compared {
+        let current = Compared { layout: consensus.layout_revision(), rules: consensus.rules().revision() };
+        if current != self.compared || (self.scan.is_none() && self.next_scan <= Instant::now()) {
+            self.begin_scan().await?;
             self.compared = current;
-            self.scan(current.0).await?;
-            self.next_scan = Instant::now() + SCAN_EVERY;
         }
+        self.scan_a_page().await?;
         self.look_for_fresh().await?;
         self.begin_fetches();
         self.replication.consensus().set_blob_counts(self.replication.blob_counts());
@@ -137,12 +165,19 @@ impl Repair {
 
     /// When there is something to do next even if nothing happens.
     fn wake_at(&self) -> Instant {
+        if self.scan.is_some() {
+            return Instant::now();
+        }
         let soon = Instant::now() + Duration::from_secs(1);
         let fresh = self.fresh.front().map_or(soon, |fresh| fresh.due);
         soon.min(fresh)
     }
 
     fn committed(&mut self, digest: Digest, size: u64) {
+        if let Some(scan) = &mut self.scan {
+            // It may have passed the place already.
+            scan.seen.add(&digest);
+        }
         // A blob pushed to many repositories is committed once for each.
         if self.replication.tally().is_held(&digest) {
             return;
@@ -187,25 +222,30 @@ impl Repair {
         .await?
     }
 
-    /// Compares everything.
-    async fn scan(&self, layout_revision: u64) -> Result<(), StorageError> {
+    /// Begins to compare everything; gives up the comparison that is under way.
+    async fn begin_scan(&mut self) -> Result<(), StorageError> {
         let started = Instant::now();
+        self.next_scan = started + SCAN_EVERY;
+        self.scan = None;
         let (consensus, default) = (self.replication.consensus().clone(), self.replication.config().replicas);
         let replicas = blocking(move || consensus.registry().replicas(&consensus.rules(), default)).await??;
         *self.replication.inner.replicas.write() = replicas;
-        let mut after = None;
-        let mut seen = Seen::default();
-        loop {
-            let registry = self.replication.consensus().registry().clone();
-            let page = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
-            self.compare(page.blobs).await?.iter().for_each(|(digest, _)| seen.add(digest));
-            match page.next {
-                Some(_) => after = page.next,
-                None => break,
-            }
+        self.scan = Some(Scan { started, after: None, seen: Seen::default() });
+        Ok(())
+    }
+
+    async fn scan_a_page(&mut self) -> Result<(), StorageError> {
+        let Some(mut scan) = self.scan.take() else { return Ok(()) };
+        let (registry, after) = (self.replication.consensus().registry().clone(), scan.after);
+        let page = blocking(move || registry.file_blobs(after.as_ref(), SCAN_ROWS)).await??;
+        self.compare(page.blobs).await?.iter().for_each(|(digest, _)| scan.seen.add(digest));
+        if page.next.is_some() {
+            scan.after = page.next;
+            self.scan = Some(scan);
+            return Ok(());
         }
-        self.replication.tally().compared(&seen, layout_revision);
-        let (counts, duration_ms) = (self.replication.blob_counts(), started.elapsed().as_millis());
+        self.replication.tally().compared(&scan.seen, self.compared);
+        let (counts, duration_ms) = (self.replication.blob_counts(), scan.started.elapsed().as_millis());
         tracing::debug!(?counts, duration_ms, "compared the blobs here with those that should be");
         Ok(())
     }
@@ -228,7 +268,7 @@ impl Repair {
             let replication = self.replication.clone();
             self.fetches.spawn(async move { (digest, replication.fetch(digest, size).await) });
         }
-        if self.fetching.is_empty() && self.replication.tally().needs_scan() {
+        if self.fetching.is_empty() && self.scan.is_none() && self.replication.tally().needs_scan() {
             self.next_scan = self.next_scan.min(now + FIRST_PAUSE);
         }
     }
@@ -249,8 +289,13 @@ impl Repair {
                 let before = self.failed.get(&digest).map(|pause| pause.length);
                 let length = before.map_or(FIRST_PAUSE, |length| (length * 2).min(LAST_PAUSE));
                 self.failed.insert(digest, Pause { until: Instant::now() + length, length });
+                let is_nowhere = matches!(error, FetchError::Nowhere);
+                // Not at the first time: a push may be bringing it.
+                if is_nowhere && before.is_some() {
+                    self.replication.tally().nowhere(&digest);
+                }
                 let is_lasting = length == LAST_PAUSE && before != Some(LAST_PAUSE);
-                if is_lasting && matches!(error, FetchError::Nowhere) {
+                if is_lasting && is_nowhere {
                     tracing::error!(
                         %digest,
                         "no node that answers has this blob: bring back the nodes that are away, or push it again"
@@ -259,6 +304,13 @@ impl Repair {
                 tracing::debug!(%digest, %error, "a missing blob could not be fetched yet");
             }
         }
+    }
+}
+
+fn as_recv_error(error: TryRecvError) -> RecvError {
+    match error {
+        TryRecvError::Lagged(missed) => RecvError::Lagged(missed),
+        TryRecvError::Empty | TryRecvError::Closed => RecvError::Closed,
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) struct ScrubStatus {
     pub(crate) checked: u64,
     /// Bytes of these.
     pub(crate) checked_bytes: u64,
-    /// Files that were damaged, and put aside.
+    /// Files that were found damaged since the pass began, by it and by reads, and put aside.
     pub(crate) damaged: u64,
     /// Bytes that this node holds.
     pub(crate) total_bytes: u64,
@@ -142,14 +142,19 @@ impl Scrub {
         pass.ended_ms.is_none() || now_ms >= pass.began_ms.saturating_add(self.period.as_millis() as u64)
     }
 
-    fn checked(&self, digest: &Digest, bytes: u64, is_damaged: bool) {
+    fn checked(&self, digest: &Digest, bytes: u64) {
         let mut pass = self.pass.lock();
         pass.after = Some(digest.to_string());
         pass.checked += 1;
         pass.checked_bytes += bytes;
-        pass.damaged += u64::from(is_damaged);
         self.counted.checked.fetch_add(1, Ordering::Relaxed);
         self.counted.checked_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A file was damaged, whoever found it.
+    fn damaged(&self) {
+        self.pass.lock().damaged += 1;
+        self.counted.damaged.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Writes the position down. Blocks.
@@ -256,8 +261,8 @@ impl Replication {
                 }
                 // Who is at work on it hashes it as well.
                 let Some(claim) = self.claims().claim_to_look(digest) else { continue };
-                if let Some(is_damaged) = self.check(claim, Some(&rate)).await? {
-                    self.scrub().checked(&digest, size, is_damaged);
+                if self.check(claim, Some(&rate)).await? {
+                    self.scrub().checked(&digest, size);
                 }
                 if written.elapsed() >= WRITTEN_EVERY {
                     let replication = self.clone();
@@ -294,17 +299,17 @@ impl Replication {
         });
     }
 
-    /// Compares a file with its digest, and puts it aside if it is damaged; says whether it was. `None` where there is
-    /// none, or it cannot be read. With the claim nobody else looks at it, or fetches a good one in its place, meanwhile.
-    async fn check(&self, claim: Claim, rate: Option<&Rate>) -> Result<Option<bool>, StorageError> {
+    /// Compares a file with its digest, and puts it aside if it is damaged; says whether it could be compared: not
+    /// where there is none, or it cannot be read. With the claim nobody else looks at it, or fetches a good one in its place, meanwhile.
+    async fn check(&self, claim: Claim, rate: Option<&Rate>) -> Result<bool, StorageError> {
         let digest = claim.digest();
         let blobs = self.blobs().clone();
         let blob = match blocking(move || blobs.open_blob(&digest)).await? {
             Ok(Some(blob)) => blob,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(false),
             Err(error) => {
                 tracing::error!(%digest, %error, "a blob's file cannot be opened: a copy is fetched");
-                return self.wants_another(digest).await.map(|()| None);
+                return self.wants_another(digest).await.map(|()| false);
             }
         };
         let mut reading =
@@ -328,24 +333,29 @@ impl Replication {
                 // A disk that fails for a while says nothing about what is on it, so the file stays until there is another.
                 Err(error) => {
                     tracing::error!(%digest, %error, "a blob's file cannot be read: a copy is fetched");
-                    return self.wants_another(digest).await.map(|()| None);
+                    return self.wants_another(digest).await.map(|()| false);
                 }
             }
         }
         let replication = self.clone();
         if reading.hasher.finish() == digest {
+            if self.blobs().found_readable(&digest) {
+                let replication = self.clone();
+                blocking(move || replication.count(&digest)).await??;
+            }
             let sums = reading.sums.finish();
             if !reading.blob.has_sums(&sums) {
                 blocking(move || replication.blobs().keep_sums(&digest, &sums)).await?;
             }
-            return Ok(Some(false));
+            return Ok(true);
         }
         blocking(move || replication.set_aside(&digest, &reading.blob)).await??;
-        Ok(Some(true))
+        Ok(true)
     }
 
     /// This node's file is of no use: another node's takes its place.
     async fn wants_another(&self, digest: Digest) -> Result<(), StorageError> {
+        self.blobs().found_unreadable(&digest);
         let registry = self.consensus().registry().clone();
         if let Some(size) = blocking(move || registry.file_blob(&digest)).await??
             && self.belongs_here(&digest)
@@ -357,9 +367,14 @@ impl Replication {
 
     /// A good copy is fetched in its place. Blocks.
     fn set_aside(&self, digest: &Digest, blob: &BlobFile) -> Result<(), StorageError> {
-        self.scrub().counted.damaged.fetch_add(1, Ordering::Relaxed);
+        self.scrub().damaged();
         let aside = self.blobs().set_aside(blob)?;
         tracing::error!(%digest, aside = ?aside, "a blob's file is damaged: it was put aside");
+        self.count(digest)
+    }
+
+    /// Looks at a file anew, and counts it. Blocks.
+    fn count(&self, digest: &Digest) -> Result<(), StorageError> {
         if let Some(size) = self.consensus().registry().file_blob(digest)? {
             self.tally().record(digest, size, self.look_for(digest, size)?);
         }
@@ -404,7 +419,8 @@ mod tests {
         assert!(scrub.is_due(1));
         scrub.begin(1_000);
         let digest = Digest::of(flotilla_storage::Algorithm::Sha256, b"a");
-        scrub.checked(&digest, 5, true);
+        scrub.checked(&digest, 5);
+        scrub.damaged();
         scrub.write();
         let again = Scrub::new(dir.path(), Duration::from_secs(10));
         assert_eq!(*again.pass.lock(), *scrub.pass.lock());

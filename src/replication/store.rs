@@ -167,11 +167,9 @@ impl Copying {
         self.size
     }
 
-    /// How many nodes must have it durably: no more than there are that are not drained.
+    /// How many nodes must have it durably.
     fn needed(&self) -> usize {
-        let members = self.replication.consensus().members();
-        let stay = members.iter().filter(|member| !member.seat.draining).count();
-        self.wanted.min_copies.min(stay).max(1)
+        self.replication.consensus().copies_needed(self.wanted.min_copies)
     }
 
     /// How many of these are others: this one counts unless it is drained.
@@ -275,12 +273,12 @@ impl Copying {
 }
 
 impl Replication {
-    /// The other members that answer and are not drained, in the order in which they are asked to keep what `key` names:
+    /// The other members that answer, have most of the log and are not drained, in the order in which they are asked to keep what `key` names:
     /// those that shall keep it first, then those that take their place.
     pub(super) fn takers(&self, key: &[u8], copies: usize) -> Vec<Member> {
         let (own, members) = (self.node_id(), self.consensus().members());
         let ordered = placement::ordered(key, &members, copies).into_iter();
-        let others = ordered.filter(|id| *id != own && self.consensus().reachable(*id));
+        let others = ordered.filter(|id| *id != own && self.consensus().may_promise(*id));
         let member = |id| members.iter().find(|member| member.id == id && !member.seat.draining).cloned();
         others.filter_map(member).collect()
     }

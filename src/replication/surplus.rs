@@ -61,10 +61,12 @@ impl Replication {
             let consensus = replication.consensus();
             // By another layout, others were to be asked.
             let is_same = || consensus.layout_revision() == revision;
-            consensus.promises().remove_leaving(&digest, is_same, || replication.blobs().take_out(&digest))
+            let removed = consensus.promises().remove_leaving(&digest, is_same, || replication.blobs().take_out(&digest));
+            // Here, where it may take its time.
+            removed.map(|taken| taken.map(drop))
         });
         match removed.await {
-            Ok(Some(Ok(_taken))) => {
+            Ok(Some(Ok(()))) => {
                 self.tally().forget(&digest);
                 (digest, Ok(true))
             }

@@ -24,7 +24,7 @@ pub(super) enum Found {
 
 /// The blobs that belong on this node, and those that do not and are here.
 ///
-/// All of them are remembered, by eight bytes of the digest each.
+/// All of them are remembered, by [`Digest::hashed`].
 #[derive(Default)]
 pub(super) struct Tally {
     state: Mutex<State>,
@@ -35,13 +35,21 @@ struct State {
     /// With their sizes in bytes.
     held: HashMap<u64, u64>,
     missing: HashMap<u64, u64>,
+    /// Those of the missing that no node could give when they were asked for last.
+    nowhere: HashSet<u64>,
     surplus: HashSet<u64>,
     held_bytes: u64,
     missing_bytes: u64,
     listed_missing: HashMap<Digest, u64>,
     listed_surplus: HashSet<Digest>,
-    /// The layout by which everything was compared last.
-    layout_revision: u64,
+    compared: Compared,
+}
+
+/// By what everything was compared: revisions of the layout and of the settings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Compared {
+    pub(super) layout: u64,
+    pub(super) rules: u64,
 }
 
 /// The blobs that one comparison of everything came across.
@@ -51,15 +59,16 @@ pub(super) struct Seen(HashSet<u64>);
 impl Seen {
     /// Adds one.
     pub(super) fn add(&mut self, digest: &Digest) {
-        self.0.insert(digest.prefix());
+        self.0.insert(digest.hashed());
     }
 }
 
 impl State {
     fn forget(&mut self, digest: &Digest) {
-        let key = digest.prefix();
+        let key = digest.hashed();
         self.held_bytes -= self.held.remove(&key).unwrap_or(0);
         self.missing_bytes -= self.missing.remove(&key).unwrap_or(0);
+        self.nowhere.remove(&key);
         self.surplus.remove(&key);
         self.listed_missing.remove(digest);
         self.listed_surplus.remove(digest);
@@ -67,7 +76,7 @@ impl State {
 
     fn hold(&mut self, digest: &Digest, size: u64) {
         self.forget(digest);
-        self.held.insert(digest.prefix(), size);
+        self.held.insert(digest.hashed(), size);
         self.held_bytes += size;
     }
 }
@@ -76,12 +85,16 @@ impl Tally {
     /// What other nodes are told.
     pub(super) fn counts(&self) -> BlobCounts {
         let state = self.state.lock();
+        let nowhere_bytes = state.nowhere.iter().filter_map(|key| state.missing.get(key)).sum();
         BlobCounts {
-            layout_revision: state.layout_revision,
+            layout_revision: state.compared.layout,
+            rules_revision: state.compared.rules,
             held: state.held.len() as u64,
             held_bytes: state.held_bytes,
             missing: state.missing.len() as u64,
             missing_bytes: state.missing_bytes,
+            nowhere: state.nowhere.len() as u64,
+            nowhere_bytes,
             surplus: state.surplus.len() as u64,
             repair_rate: 0,
         }
@@ -93,16 +106,21 @@ impl Tally {
         match found {
             Found::Held => state.hold(digest, size),
             Found::Missing => {
+                let is_nowhere = state.nowhere.contains(&digest.hashed());
                 state.forget(digest);
-                state.missing.insert(digest.prefix(), size);
+                if is_nowhere {
+                    state.nowhere.insert(digest.hashed());
+                }
+                state.missing.insert(digest.hashed(), size);
                 state.missing_bytes += size;
-                if state.listed_missing.len() < LISTED_MAX {
+                // Those that nobody has do not keep others off the list.
+                if state.listed_missing.len() < LISTED_MAX + state.nowhere.len() {
                     state.listed_missing.insert(*digest, size);
                 }
             }
             Found::Surplus => {
                 state.forget(digest);
-                state.surplus.insert(digest.prefix());
+                state.surplus.insert(digest.hashed());
                 if state.listed_surplus.len() < LISTED_MAX {
                     state.listed_surplus.insert(*digest);
                 }
@@ -114,8 +132,16 @@ impl Tally {
     /// A blob was made durable here. One that no repository names yet is counted once one does.
     pub(super) fn came(&self, digest: &Digest) {
         let mut state = self.state.lock();
-        if let Some(size) = state.missing.get(&digest.prefix()).copied() {
+        if let Some(size) = state.missing.get(&digest.hashed()).copied() {
             state.hold(digest, size);
+        }
+    }
+
+    /// No node that answers could give a blob that is missing here.
+    pub(super) fn nowhere(&self, digest: &Digest) {
+        let mut state = self.state.lock();
+        if state.missing.contains_key(&digest.hashed()) {
+            state.nowhere.insert(digest.hashed());
         }
     }
 
@@ -126,24 +152,25 @@ impl Tally {
 
     /// Whether it is known to be held.
     pub(super) fn is_held(&self, digest: &Digest) -> bool {
-        self.state.lock().held.contains_key(&digest.prefix())
+        self.state.lock().held.contains_key(&digest.hashed())
     }
 
     /// Whether it is known to be missing.
     pub(super) fn is_missing(&self, digest: &Digest) -> bool {
-        self.state.lock().missing.contains_key(&digest.prefix())
+        self.state.lock().missing.contains_key(&digest.hashed())
     }
 
-    /// Everything was compared by this layout: forgets what that did not see.
-    pub(super) fn compared(&self, seen: &Seen, layout_revision: u64) {
+    /// Everything was compared: forgets what that did not see.
+    pub(super) fn compared(&self, seen: &Seen, by: Compared) {
         let mut state = self.state.lock();
         state.held.retain(|key, _| seen.0.contains(key));
         state.missing.retain(|key, _| seen.0.contains(key));
+        state.nowhere.retain(|key| seen.0.contains(key));
         state.surplus.retain(|key| seen.0.contains(key));
-        state.listed_missing.retain(|digest, _| seen.0.contains(&digest.prefix()));
-        state.listed_surplus.retain(|digest| seen.0.contains(&digest.prefix()));
+        state.listed_missing.retain(|digest, _| seen.0.contains(&digest.hashed()));
+        state.listed_surplus.retain(|digest| seen.0.contains(&digest.hashed()));
         (state.held_bytes, state.missing_bytes) = (state.held.values().sum(), state.missing.values().sum());
-        state.layout_revision = layout_revision;
+        state.compared = by;
     }
 
     /// Some missing blobs with their sizes in bytes, none of which `except` says.
@@ -201,15 +228,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_nowhere_is_told_until_it_comes() {
+        let tally = Tally::default();
+        let counts = |tally: &Tally| (tally.counts().missing, tally.counts().nowhere, tally.counts().nowhere_bytes);
+        tally.nowhere(&digest(1));
+        assert_eq!(counts(&tally), (0, 0, 0));
+        tally.record(&digest(1), 10, Found::Missing);
+        tally.nowhere(&digest(1));
+        tally.record(&digest(1), 10, Found::Missing);
+        tally.record(&digest(2), 20, Found::Missing);
+        assert_eq!(counts(&tally), (2, 1, 10));
+        tally.came(&digest(1));
+        assert_eq!(counts(&tally), (1, 0, 0));
+        tally.nowhere(&digest(2));
+        tally.compared(&Seen::default(), Compared::default());
+        assert_eq!(counts(&tally), (0, 0, 0));
+    }
+
+    #[test]
     fn what_a_comparison_does_not_see_is_forgotten() {
         let tally = Tally::default();
         tally.record(&digest(1), 10, Found::Held);
         tally.record(&digest(2), 20, Found::Missing);
         let mut seen = Seen::default();
         seen.add(&digest(1));
-        tally.compared(&seen, 7);
+        tally.compared(&seen, Compared { layout: 7, rules: 8 });
         assert_eq!(counts(&tally), [1, 10, 0, 0, 0]);
-        assert_eq!(tally.counts().layout_revision, 7);
+        assert_eq!((tally.counts().layout_revision, tally.counts().rules_revision), (7, 8));
     }
 
     #[test]

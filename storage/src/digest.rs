@@ -1,7 +1,9 @@
 //! Content digests of the OCI Image Specification («Digests»): parse, compute, order, encode.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -91,9 +93,11 @@ impl Digest {
         hex::encode(self.as_bytes())
     }
 
-    /// The first eight bytes as a number: digests are random, so that two that agree in these do not occur.
-    pub fn prefix(&self) -> u64 {
-        self.as_bytes().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+    /// Eight bytes that stand for the digest in tables of this process. Two digests that agree in these do not occur, and
+    /// nobody outside can make them: the key of the hash is random.
+    pub fn hashed(&self) -> u64 {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        KEY.hash_one(self)
     }
 
     /// One byte for the algorithm, then the raw digest: a form that sorts and never changes.

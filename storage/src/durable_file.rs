@@ -1,5 +1,6 @@
 //! Small files and folders that survive a power cut: written whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,7 +29,9 @@ pub fn write_secret_atomically(path: &Path, bytes: &[u8]) -> Result<(), StorageE
 
 fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StorageError> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    // Hidden: what a crash leaves of the first file of an empty data folder does not make it somebody else's.
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
     name.push(format!(".tmp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let temporary = path.with_file_name(name);
     let result = write_and_sync(&temporary, bytes, mode)

@@ -483,8 +483,13 @@ fn unfinished_uploads_are_counted_until_they_end() -> Result<()> {
         let location = client.patch(&location, None, chunk).await?.expect(&[202])?.location()?;
         let (sessions, bytes) = figures().await?;
         ensure!(sessions == 1.0 && bytes >= 100_000.0, "{sessions} sessions, {bytes} bytes");
-        let copies = cluster.metric(&cluster.nodes()[1], "flotilla_upload_copies").await?;
-        ensure!(copies == 1.0, "{copies} copies at the second node");
+        // The copies flow beside the answer.
+        chaos_tests::wait::until_ok(SOON, "a copy at the second node", async || {
+            let copies = cluster.metric(&cluster.nodes()[1], "flotilla_upload_copies").await?;
+            ensure!(copies == 1.0, "{copies} copies at the second node");
+            Ok(())
+        })
+        .await?;
         client.delete(path_of(&location)).await?.expect(&[204])?;
         let deadline = Instant::now() + SOON;
         while figures().await? != (0.0, 0.0) {

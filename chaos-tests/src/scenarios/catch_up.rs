@@ -54,7 +54,14 @@ async fn run(cluster: &Cluster, size: CatchUp, seed: u64) -> anyhow::Result<()> 
     println!("{} is stopped; {size:?}", behind.name);
 
     let client = cluster.client();
+    let built = async || cluster.metric(leader, "flotilla_raft_snapshots_built_total").await;
+    let before = built().await?;
     write_tags(&client, &image, size.writes).await?;
+    let meanwhile = built().await? - before;
+    println!("snapshots built by {} while {} is away: {meanwhile}", leader.name, behind.name);
+    // Half of what is due: one that takes its time stands for two.
+    let due = size.writes / size.snapshot_every / 2;
+    ensure!(meanwhile >= due as f64, "the log grows for as long as a node is away: {meanwhile} snapshots, {due} were due");
     let mut pushes = Vec::new();
     for number in 0..PUSHES {
         let image = Image::mixed(&mut random);

@@ -30,6 +30,7 @@ pub async fn peers() -> Result<()> {
         a_token_lets_one_node_join_and_ends,
         the_authority_is_rotated_under_load_and_no_request_between_nodes_fails,
         a_rotation_is_finished_without_a_node_that_is_away_and_that_node_comes_back,
+        a_node_that_missed_a_rotation_comes_back_by_a_token,
         certificates_are_renewed_while_nodes_run,
         an_open_cluster_is_closed_by_a_restart_with_a_secret,
         certificates_of_the_operators_are_used,
@@ -426,6 +427,38 @@ async fn finished(cluster: &Cluster) -> Result<()> {
     push_small(cluster, "finished/app", "v2").await?;
     until_ok(SOON, "it has caught up", async || {
         cluster.client_of(cluster.node(2)).manifest("finished/app", "v2").await?.expect(&[200])?;
+        Ok(())
+    })
+    .await
+}
+
+/// The same, of a node that knows no join secret: it proves by a token that it belongs.
+///
+/// # Errors
+/// It was not so.
+pub async fn a_node_that_missed_a_rotation_comes_back_by_a_token() -> Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 1, join_secret: false, ..Options::default() }).await?;
+    let result = back_by_a_token(&mut cluster).await;
+    cluster.judged(result)
+}
+
+async fn back_by_a_token(cluster: &mut Cluster) -> Result<()> {
+    let file = token(cluster, "join.token", "1h").await?;
+    cluster.add(&["--join-token-file", &file])?;
+    cluster.wait_ready(SOON).await?;
+    cluster.node(1).kill();
+    let post = async |path: &str| each(cluster)[0].send(crate::client::Method::POST, path, &[], "".into()).await;
+    until_ok(SOON, "the rotation begins", async || Ok(post("/api/v1/authority/rotate").await?.expect(&[202])?)).await?;
+    let (done, said) = flotilla(&["node", "rotate-authority", "--finish", "--url", &cluster.node(0).url]).await?;
+    ensure!(done && said.contains("done"), "{said}");
+    cluster.node(1).restart()?;
+    has_said(cluster.node(0), &["unknown_authority"]).await?;
+    push_small(cluster, "missed/app", "v1").await?;
+    cluster.node(1).kill();
+    token(cluster, "join.token", "1h").await?;
+    cluster.node(1).restart()?;
+    until_ok(GROWN, "it has caught up", async || {
+        cluster.client_of(cluster.node(1)).manifest("missed/app", "v1").await?.expect(&[200])?;
         Ok(())
     })
     .await

@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::{Consensus, ELECTION_LIMIT, ProposeError, RETRY_EACH};
 use crate::command::{Answer, Command, Proposal};
-use crate::liveness::now_ms;
 use crate::member::NodeId;
 use crate::network::{Call, CallError, ProposeReply};
 
@@ -103,7 +102,7 @@ impl Consensus {
 
     /// Proposes as the leader, if this node is.
     pub(crate) async fn propose_here(&self, mut proposal: Proposal) -> ProposeReply {
-        proposal.time_ms = now_ms();
+        proposal.time_ms = self.stamp_ms();
         match self.inner.raft.client_write(Arc::new(proposal)).await {
             Ok(written) => ProposeReply::Answered(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {

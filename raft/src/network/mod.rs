@@ -135,6 +135,8 @@ pub(crate) enum ReadIndexReply {
 pub struct BlobCounts {
     /// The layout's revision by which it compared all of them; 0 before the first time.
     pub layout_revision: u64,
+    /// The settings' revision by which it did.
+    pub rules_revision: u64,
     /// Those that belong to it and that it has.
     pub held: u64,
     /// Bytes of these.
@@ -143,6 +145,10 @@ pub struct BlobCounts {
     pub missing: u64,
     /// Bytes of these.
     pub missing_bytes: u64,
+    /// How many of the missing no node that answers could give.
+    pub nowhere: u64,
+    /// Bytes of these.
+    pub nowhere_bytes: u64,
     /// Those that it has and that belong to others, which may not all have them yet.
     pub surplus: u64,
     /// How fast it may fetch what it lacks, in bytes a second.

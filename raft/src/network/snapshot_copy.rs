@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::serve::stopped;
-use super::{Call, CallError, PeerClient, ServeError};
+use super::{Call, CallError, PeerClient, Pong, ServeError};
 use crate::consensus::Consensus;
 use crate::log_store::LogStore;
 use crate::member::{NodeId, NodeRecord};
-use crate::snapshot::{Copy, Snapshot};
+use crate::snapshot::{Copy, Received, Snapshot};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
 
 /// Bytes of rows in a chunk.
@@ -29,6 +29,9 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 /// How long a call that breaks is sent again, and the pause before.
 const BROKEN_MAX: Duration = Duration::from_secs(60);
 const AGAIN_EACH: Duration = Duration::from_millis(200);
+
+/// How often a node that takes no copy is asked whether it answers.
+const ASKED_EACH: Duration = Duration::from_secs(1);
 
 /// A copy during which the log grows past this many bytes is given up, since nothing is purged meanwhile.
 const LOG_MAX_BYTES: u64 = 2 << 30;
@@ -68,7 +71,15 @@ impl Sender<'_> {
     /// Sends the rows of a view, and waits until the node has installed them.
     pub(crate) async fn send(&self, head: Head, mut view: View) -> Result<SnapshotResponse<TypeConfig>, CallError> {
         let copy = Uuid::new_v4();
-        self.call(Call::CopyBegin, &(copy, head), CALL_LIMIT).await?;
+        let (address, to, begin) = (&self.record.peer_address, Some(self.to), (copy, head));
+        let begun = self.client.call(address, to, Call::CopyBegin, &begin, CALL_LIMIT).await;
+        if !matches!(begun, Ok(CopyReply::Taken)) {
+            // No snapshot is built and nothing purged while a view is open, and the node may be away for long.
+            drop(view);
+            self.wait_until_it_answers().await;
+            return Err(begun.err().unwrap_or_else(other_copy));
+        }
+        tracing::info!(node_id = format!("{:012x}", self.to), "sending a snapshot");
         for number in 0_u64.. {
             if self.log.size_bytes() > LOG_MAX_BYTES {
                 return Err(CallError::NoAnswer("the log has grown too much during a copy: it is given up".into()));
@@ -93,18 +104,31 @@ impl Sender<'_> {
         }
     }
 
+    /// Returns after a while at the latest, and after a pause at least.
+    async fn wait_until_it_answers(&self) {
+        let answers = async {
+            loop {
+                tokio::time::sleep(ASKED_EACH).await;
+                let asked = self.client.call(&self.record.peer_address, Some(self.to), Call::Ping, &(), ASKED_EACH);
+                if let Ok::<Pong, _>(_) = asked.await {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(BROKEN_MAX, answers).await;
+    }
+
     async fn call<Q: Serialize>(&self, call: Call, request: &Q, limit: Duration) -> Result<CopyReply, CallError> {
         let mut broken_since = None;
         loop {
             let reply = self.client.call(&self.record.peer_address, Some(self.to), call, request, limit).await;
             match reply {
-                Ok(CopyReply::Other) => {
-                    return Err(CallError::NoAnswer("the node takes a copy of another leader".into()));
-                }
+                Ok(CopyReply::Other) => return Err(other_copy()),
                 Ok(reply) => return Ok(reply),
                 Err(problem @ (CallError::Refused { .. } | CallError::Unreadable(_))) => return Err(problem),
                 Err(problem) => {
-                    if broken_since.get_or_insert_with(Instant::now).elapsed() > BROKEN_MAX {
+                    let broken_for = broken_since.get_or_insert_with(Instant::now).elapsed();
+                    if broken_for > BROKEN_MAX || self.log.size_bytes() > LOG_MAX_BYTES {
                         return Err(problem);
                     }
                     tracing::debug!(error = %problem, "a copy of the state broke off: it goes on where it was");
@@ -113,6 +137,10 @@ impl Sender<'_> {
             }
         }
     }
+}
+
+fn other_copy() -> CallError {
+    CallError::NoAnswer("the node takes a copy of another leader".into())
 }
 
 /// The follower's side: the copy that it takes, or took last.
@@ -214,7 +242,7 @@ impl Consensus {
             }
         };
         let Head { vote, meta } = incoming.head.clone();
-        let snapshot = Snapshot { meta, snapshot: Copy::Received(install) };
+        let snapshot = Snapshot { meta, snapshot: Copy::Received(Received::new(install)) };
         let response = self.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         incoming.rows = Taken::All(response.clone());
         incoming.touched = Instant::now();

@@ -123,7 +123,6 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let Copy::View(view) = snapshot.snapshot else {
             return Err(StreamingError::Network(NetworkError::from_string("this snapshot has no rows to send")));
         };
-        tracing::info!(node_id = format!("{:012x}", self.target), "sending a snapshot");
         let sender = Sender { client: &self.client, record: &self.record, to: self.target, log: &self.log };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -13,19 +13,19 @@ use crate::state_machine::keys;
 /// Digests whose number of copies is not the one of the nodes' configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Replicas {
-    /// By eight bytes of the digest: digests are random, so that two that agree in these do not occur.
+    /// By [`Digest::hashed`].
     by_digest: HashMap<u64, usize>,
 }
 
 impl Replicas {
     /// Copies of a digest; `default` where no rule concerns it.
     pub fn of(&self, digest: &Digest, default: usize) -> usize {
-        self.by_digest.get(&digest.prefix()).copied().unwrap_or(default)
+        self.by_digest.get(&digest.hashed()).copied().unwrap_or(default)
     }
 
     /// A repository holds the digest now, under a rule or none.
     pub fn linked(&mut self, digest: &Digest, replicas: Option<usize>, default: usize) {
-        let key = digest.prefix();
+        let key = digest.hashed();
         match (replicas, self.by_digest.get_mut(&key)) {
             (_, Some(most)) => *most = (*most).max(replicas.unwrap_or(default)),
             (Some(replicas), None) if replicas > default => drop(self.by_digest.insert(key, replicas)),
@@ -70,7 +70,7 @@ impl Registry {
         for (digest, (most, count)) in ruled {
             let Some(blob) = self.row::<BlobRecord>(&keys::blob(&digest))?.filter(|blob| blob.file) else { continue };
             let has_others = blob.links + blob.manifests > count;
-            by_digest.insert(digest.prefix(), if has_others { most.max(default) } else { most });
+            by_digest.insert(digest.hashed(), if has_others { most.max(default) } else { most });
         }
         Ok(Replicas { by_digest })
     }

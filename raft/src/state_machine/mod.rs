@@ -26,7 +26,7 @@ mod tests;
 use flotilla_storage::StorageError;
 
 pub(crate) use layout::Layout;
-pub(crate) use requests::Requests;
+pub(crate) use requests::{Requests, WINDOW as REQUESTS_WINDOW};
 pub(crate) use settings::Stored as StoredSettings;
 pub(crate) use state::{Reader, State};
 

@@ -13,7 +13,7 @@ use crate::wire::{self, Kind};
 
 /// How many log entries back a request is remembered: far more than are written in the ten seconds for which a
 /// proposal is tried again.
-pub(super) const WINDOW: u64 = 1 << 16;
+pub(crate) const WINDOW: u64 = 1 << 16;
 
 /// Forgetting goes in steps of this many entries, so that most entries pay nothing for it.
 const STEP: u64 = 64;

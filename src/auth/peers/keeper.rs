@@ -61,11 +61,14 @@ impl PeerTls {
         }
         if self.look(|own| Ok(own.needs_leaf())).await? {
             self.renew(consensus).await?;
-        } else if self.is_alone(consensus, alone)
-            && let Err(problem) = self.ask_others(consensus).await
-        {
-            // It was asked because of a rotation that may not have waited for this node; mostly the others are just away.
-            tracing::debug!(reason = format!("{problem:#}"), "no other node gives this one a certificate");
+        } else if self.is_alone(consensus, alone) {
+            self.change(|own| Ok(own.hide_leaf(true))).await?;
+            let asked = self.ask_others(consensus).await;
+            self.change(|own| Ok(own.hide_leaf(false))).await?;
+            if let Err(problem) = asked {
+                // It was asked because of a rotation that may not have waited for this node; mostly the others are just away.
+                tracing::debug!(reason = format!("{problem:#}"), "no other node gives this one a certificate");
+            }
         }
         if consensus.leader() == Some(consensus.node_id()) {
             self.agree_on_first(consensus).await?;

@@ -36,6 +36,8 @@ pub(super) struct Own {
     signed_at: Option<Instant>,
     /// Whether the node's own certificate is shown.
     shows_leaf: bool,
+    /// Show the proof instead, where there is one: others may not believe the certificate any more.
+    hides_leaf: bool,
 }
 
 impl Own {
@@ -68,6 +70,7 @@ impl Own {
             tokens: Vec::new(),
             signed_at: None,
             shows_leaf: false,
+            hides_leaf: false,
         })
     }
 
@@ -105,7 +108,8 @@ impl Own {
     fn shown(&mut self) -> anyhow::Result<Option<Arc<CertifiedKey>>> {
         self.signed_at = self.proof.is_some().then(Instant::now);
         self.shows_leaf = false;
-        if let Some(leaf) = self.leaf.as_ref().filter(|leaf| leaf.said.ends > now() || self.proof.is_none()) {
+        let is_good = |leaf: &Leaf| leaf.said.ends > now() && !self.hides_leaf;
+        if let Some(leaf) = self.leaf.as_ref().filter(|leaf| self.proof.is_none() || is_good(leaf)) {
             let mut chain = leaf.chain().to_vec();
             // Who joins knows the secret alone, and believes the cluster's authority for its word.
             if let (Some(Proof::Secret(join)), Some(authority)) = (&self.proof, leaf.chain().get(1)) {
@@ -117,6 +121,13 @@ impl Own {
         let Some(proof) = &self.proof else { return Ok(None) };
         let (key, certificate) = proof.authority().leaf()?;
         Ok(Some(certified(vec![certificate], &key)?))
+    }
+
+    /// Shows the proof for a while if that is a token, or the certificate again; says whether something changed. A secret
+    /// vouches for the certificate that is shown beside it, a token for none.
+    pub(super) fn hide_leaf(&mut self, hides: bool) -> bool {
+        let hides = hides && matches!(self.proof, Some(Proof::Token(..)));
+        std::mem::replace(&mut self.hides_leaf, hides) != hides
     }
 
     /// Whether something else should be shown: what the proof has signed grows old, or the certificate has ended.

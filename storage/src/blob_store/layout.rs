@@ -72,7 +72,12 @@ impl Layout {
         let mut aside = entries(&self.damaged)?;
         aside.sort_by_cached_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
         for path in aside.iter().take((aside.len() + 1).saturating_sub(limit)) {
-            fs::remove_file(path).map_err(|error| StorageError::io(path, error))?;
+            match fs::remove_file(path) {
+                Ok(()) => {}
+                // Another file is put aside at the same time.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(StorageError::io(path, error)),
+            }
         }
         Ok(())
     }

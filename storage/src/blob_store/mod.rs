@@ -9,7 +9,7 @@ mod room;
 mod staging;
 mod sums;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
@@ -43,6 +43,8 @@ struct Inner {
     /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
     /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
     unsynced: Mutex<HashMap<Digest, usize>>,
+    /// Digests whose file cannot be read: it counts as absent until another takes its place, or it can be read again.
+    unreadable: Mutex<HashSet<Digest>>,
     /// Held while a file takes a blob's name or loses it.
     naming: Mutex<()>,
 }
@@ -70,7 +72,8 @@ impl BlobStore {
     pub fn open(dir: &Path, min_free: u64) -> Result<Self, StorageError> {
         let layout = Layout::prepare(dir)?;
         let room = Room::new(dir.to_path_buf(), min_free);
-        Ok(BlobStore { inner: Arc::new(Inner { layout, room, unsynced: Mutex::default(), naming: Mutex::default() }) })
+        let (unsynced, unreadable, naming) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(BlobStore { inner: Arc::new(Inner { layout, room, unsynced, unreadable, naming }) })
     }
 
     /// Whether there is room for anything new. Looks at the disk.
@@ -102,15 +105,16 @@ impl BlobStore {
     /// # Errors
     /// `Io`.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>, StorageError> {
-        if self.is_unsynced(digest) {
-            return Ok(None);
-        }
         let path = self.path(digest);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StorageError::io(&path, error)),
         };
+        // After the look: what was found may have its name since a moment ago.
+        if self.is_unsynced(digest) {
+            return Ok(None);
+        }
         let size = file.metadata().map_err(|error| StorageError::io(&path, error))?.len();
         let sums = (size > SUMMED_BYTES as u64).then(|| Sums::read(&self.inner.layout.sums(digest))).flatten();
         Ok(Some(BlobFile::new(file, size, *digest, sums)))
@@ -126,15 +130,25 @@ impl BlobStore {
         }
     }
 
-    /// The size of a blob in bytes; `None` if this node does not hold it.
+    /// The size of a blob in bytes; `None` if this node does not hold it, or is known not to be able to read it.
     ///
     /// # Errors
     /// `Io`.
     pub fn size(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
-        if self.is_unsynced(digest) {
-            return Ok(None);
-        }
-        self.size_on_disk(digest)
+        let found = self.size_on_disk(digest)?;
+        // After the look: what was found may have its name since a moment ago.
+        let counts = !self.is_unsynced(digest) && !self.inner.unreadable.lock().contains(digest);
+        Ok(found.filter(|_| counts))
+    }
+
+    /// A blob's file cannot be read. It stays, and counts as absent.
+    pub fn found_unreadable(&self, digest: &Digest) {
+        self.inner.unreadable.lock().insert(*digest);
+    }
+
+    /// A blob's file can be read; says whether it could not before.
+    pub fn found_readable(&self, digest: &Digest) -> bool {
+        self.inner.unreadable.lock().remove(digest)
     }
 
     /// Takes a blob away at once, its file a little later; `None` if there was none. The caller has made sure that
@@ -152,6 +166,7 @@ impl BlobStore {
         match fs::rename(&path, &target) {
             Ok(()) => {
                 Sums::remove(&self.inner.layout.sums(digest));
+                self.found_readable(digest);
                 Ok(Some(TakenOut { path: target }))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -254,6 +269,7 @@ impl BlobStore {
             // After a power cut the rename itself may be lost, and we would have acknowledged a blob that no node can
             // find. If this sync fails, the digest stays on the list: whether the name is durable is unknown for good.
             durable_file::sync_folder(&self.inner.layout.folder(digest))?;
+            self.found_readable(digest);
         }
         if !is_there {
             let mut unsynced = self.inner.unsynced.lock();

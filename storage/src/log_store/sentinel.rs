@@ -36,6 +36,9 @@ pub(super) struct Mark {
 pub(super) struct Sentinel {
     path: PathBuf,
     slots: Mutex<Slots>,
+    /// What the file should say. Not behind the lock of the slots, which is held while they are synced; that one is taken
+    /// first where both are.
+    target: Mutex<Mark>,
 }
 
 struct Slots {
@@ -43,8 +46,6 @@ struct Slots {
     sequence: u64,
     /// What the file says.
     written: Mark,
-    /// What it should say.
-    target: Mark,
 }
 
 impl Sentinel {
@@ -67,44 +68,49 @@ impl Sentinel {
             }
         };
         let file = OpenOptions::new().write(true).open(&path).map_err(|error| StorageError::io(&path, error))?;
-        Ok(Sentinel { path, slots: Mutex::new(Slots { file, sequence, written, target: found }) })
+        Ok(Sentinel { path, slots: Mutex::new(Slots { file, sequence, written }), target: Mutex::new(found) })
     }
 
     /// Notes what a flush made durable; the file follows in the background.
     pub(super) fn advance(&self, mark: Mark) {
-        self.slots.lock().target = mark;
+        *self.target.lock() = mark;
     }
 
     /// Before entries are removed from the end: the file must not remember more than will be left. Durable on return.
     pub(super) fn lower(&self, next_index: u64) -> Result<(), StorageError> {
         let mut slots = self.slots.lock();
-        slots.target.next_index = slots.target.next_index.min(next_index);
+        let target = {
+            let mut target = self.target.lock();
+            target.next_index = target.next_index.min(next_index);
+            *target
+        };
         if slots.written.next_index <= next_index {
             // Nor does the older slot: between two calls of this function the index only grows.
             return Ok(());
         }
-        self.write(&mut slots)?;
+        self.write(&mut slots, target)?;
         // Both slots: whichever is readable after a power cut tells the truth.
-        self.write(&mut slots)
+        self.write(&mut slots, target)
     }
 
     /// Brings the file up to date if it is not.
     pub(super) fn catch_up(&self) -> Result<(), StorageError> {
         let mut slots = self.slots.lock();
-        if slots.written == slots.target { Ok(()) } else { self.write(&mut slots) }
+        let target = *self.target.lock();
+        if slots.written == target { Ok(()) } else { self.write(&mut slots, target) }
     }
 
-    fn write(&self, slots: &mut Slots) -> Result<(), StorageError> {
+    fn write(&self, slots: &mut Slots, mark: Mark) -> Result<(), StorageError> {
         let sequence = slots.sequence + 1;
         let offset = (sequence % 2) * SLOT_STRIDE as u64;
-        let bytes = slot(sequence, slots.target);
+        let bytes = slot(sequence, mark);
         slots
             .file
             .write_all_at(&bytes, offset)
             .and_then(|()| slots.file.sync_data())
             .map_err(|error| StorageError::io(&self.path, error))?;
         slots.sequence = sequence;
-        slots.written = slots.target;
+        slots.written = mark;
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::database;
 use crate::error::StorageError;
@@ -49,6 +49,8 @@ pub struct MetadataStore {
 struct Inner {
     dir: std::path::PathBuf,
     current: RwLock<Arc<Generation>>,
+    /// Held while another generation is made durable and takes the current one's place.
+    switching: Mutex<()>,
     /// The number that the next install gets.
     next_generation: AtomicU64,
 }
@@ -63,7 +65,8 @@ impl MetadataStore {
         let current = generation::open_newest(dir)?;
         let next_generation = AtomicU64::new(current.number() + 1);
         let current = RwLock::new(Arc::new(current));
-        Ok(MetadataStore { inner: Arc::new(Inner { dir: dir.to_path_buf(), current, next_generation }) })
+        let switching = Mutex::default();
+        Ok(MetadataStore { inner: Arc::new(Inner { dir: dir.to_path_buf(), current, switching, next_generation }) })
     }
 
     /// The value of a key.
@@ -135,13 +138,12 @@ impl MetadataStore {
     }
 
     /// How long the thread that writes the current generation has been at what it is writing; nothing while it has
-    /// nothing to do, and while another generation is being switched to. Never blocks.
+    /// nothing to do. Never blocks for long.
     ///
     /// # Errors
     /// `Closed`: the thread has ended.
     pub fn busy_for(&self) -> Result<Duration, StorageError> {
-        // Whoever switches holds the lock while it flushes.
-        self.inner.current.try_read().map_or(Ok(Duration::ZERO), |current| current.busy_for())
+        self.current().busy_for()
     }
 
     /// The number of the current generation.
@@ -159,20 +161,18 @@ impl MetadataStore {
 
     /// Marks a filled generation complete and serves it from now on; the former one goes when its last view is closed.
     fn switch_to(&self, generation: Generation) -> Result<(), StorageError> {
-        let former = {
-            let mut current = self.inner.current.write();
-            if generation.number() < current.number() {
-                // After a restart the highest complete generation wins: a lower one must never become complete late.
-                let number = generation.number();
-                generation.retire();
-                return Err(StorageError::Superseded { generation: number });
-            }
-            if let Err(error) = generation.mark_complete() {
-                generation.retire();
-                return Err(error);
-            }
-            std::mem::replace(&mut *current, Arc::new(generation))
-        };
+        let _turn = self.inner.switching.lock();
+        if generation.number() < self.current().number() {
+            // After a restart the highest complete generation wins: a lower one must never become complete late.
+            let number = generation.number();
+            generation.retire();
+            return Err(StorageError::Superseded { generation: number });
+        }
+        if let Err(error) = generation.mark_complete() {
+            generation.retire();
+            return Err(error);
+        }
+        let former = std::mem::replace(&mut *self.inner.current.write(), Arc::new(generation));
         former.retire();
         Ok(())
     }
