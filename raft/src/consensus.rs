@@ -270,6 +270,11 @@ impl Consensus {
         &self.inner.options.record
     }
 
+    /// The addresses of nodes that it was given at its start.
+    pub fn peers(&self) -> &[String] {
+        &self.inner.options.peers
+    }
+
     /// The applied state of this node.
     pub fn registry(&self) -> &Registry {
         &self.inner.registry
@@ -338,13 +343,10 @@ impl Consensus {
         if self.inner.liveness.clock_is_contradicted(&self.members()) { 0 } else { now_ms() }
     }
 
-    /// How many nodes have a blob before a push is acknowledged, where `min_copies` are wanted: no more than there are that
-    /// are not drained, and one where one voter alone acknowledges what the blob is called.
+    /// How many nodes have a blob before a push is acknowledged, where `min_copies` are wanted: fewer where there are not as
+    /// many, or a single voter.
     pub fn copies_needed(&self, min_copies: usize) -> usize {
-        let members = self.members();
-        let voters = members.iter().filter(|member| member.voter).count();
-        let stay = members.iter().filter(|member| !member.seat.draining).count();
-        if voters < 2 { 1 } else { min_copies.min(stay).max(1) }
+        crate::member::copies_needed(&self.members(), min_copies)
     }
 
     /// Whether a node can be asked for a promise now: it answers, and is not so far behind the log that its promise would be

@@ -96,7 +96,9 @@ impl Liveness {
 
     /// The node's last word, if it is reachable.
     pub(crate) fn pong(&self, id: NodeId) -> Option<Pong> {
-        self.reachable(id).then(|| self.shared.seen.lock().get(&id).and_then(|seen| Some(seen.pong.as_ref()?.0.clone()))).flatten()
+        self.reachable(id)
+            .then(|| self.shared.seen.lock().get(&id).and_then(|seen| Some(seen.pong.as_ref()?.0.clone())))
+            .flatten()
     }
 
     /// Whether this node's clock is close to those of a majority of the voters.

@@ -30,6 +30,14 @@ pub struct Member {
     pub seat: Seat,
 }
 
+/// How many of the members have a blob before a push is acknowledged, where `min_copies` are wanted: no more than there are
+/// that are not drained, and one where a single voter acknowledges what the blob is called.
+pub(crate) fn copies_needed(members: &[Member], min_copies: usize) -> usize {
+    let voters = members.iter().filter(|member| member.voter).count();
+    let stay = members.iter().filter(|member| !member.seat.draining).count();
+    if voters < 2 { 1 } else { min_copies.min(stay).max(1) }
+}
+
 /// A member's place in the layout by which blobs are spread over the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
@@ -50,5 +58,28 @@ pub const ZONE_MAX: usize = 63;
 impl Default for Seat {
     fn default() -> Self {
         Self { zone: String::new(), weight: 1, draining: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_needed_as_there_are_members_for_them() {
+        // `V` votes, `L` learns, `d` votes and is drained.
+        let members = |text: &str| -> Vec<Member> {
+            let member = |(kind, id)| Member {
+                id,
+                record: NodeRecord::default(),
+                voter: kind != 'L',
+                seat: Seat { draining: kind == 'd', ..Seat::default() },
+            };
+            text.chars().zip(1..).map(member).collect()
+        };
+        let needed = |text, min_copies| copies_needed(&members(text), min_copies);
+        assert_eq!([needed("V", 2), needed("VL", 2), needed("VLL", 2)], [1, 1, 1]);
+        assert_eq!([needed("VV", 2), needed("VVV", 2), needed("VVVL", 2), needed("VVVVV", 3)], [2, 2, 2, 3]);
+        assert_eq!([needed("VVV", 1), needed("Vdd", 2), needed("ddd", 2), needed("", 2)], [1, 1, 1, 1]);
     }
 }

@@ -258,14 +258,15 @@ fn copies_to_spare(nodes: &[NodeStatus], replicas: usize) -> usize {
 }
 
 fn moving(nodes: &[NodeStatus]) -> Option<Moving> {
-    let moving = nodes.iter().filter_map(|node| node.blobs).fold(Moving { blobs: 0, bytes: 0, seconds: 0 }, |sum, blobs| {
-        let bytes = blobs.missing_bytes.saturating_sub(blobs.nowhere_bytes);
-        Moving {
-            blobs: sum.blobs + blobs.missing.saturating_sub(blobs.nowhere),
-            bytes: sum.bytes + bytes,
-            seconds: sum.seconds.max(bytes / blobs.fetch_rate.max(1)),
-        }
-    });
+    let moving =
+        nodes.iter().filter_map(|node| node.blobs).fold(Moving { blobs: 0, bytes: 0, seconds: 0 }, |sum, blobs| {
+            let bytes = blobs.missing_bytes.saturating_sub(blobs.nowhere_bytes);
+            Moving {
+                blobs: sum.blobs + blobs.missing.saturating_sub(blobs.nowhere),
+                bytes: sum.bytes + bytes,
+                seconds: sum.seconds.max(bytes / blobs.fetch_rate.max(1)),
+            }
+        });
     (moving.blobs > 0).then_some(moving)
 }
 

@@ -61,7 +61,8 @@ impl Replication {
             let consensus = replication.consensus();
             // By another layout, others were to be asked.
             let is_same = || consensus.layout_revision() == revision;
-            let removed = consensus.promises().remove_leaving(&digest, is_same, || replication.blobs().take_out(&digest));
+            let removed =
+                consensus.promises().remove_leaving(&digest, is_same, || replication.blobs().take_out(&digest));
             // Here, where it may take its time.
             removed.map(|taken| taken.map(drop))
         });

@@ -1,5 +1,6 @@
 //! A node misses so many writes that the log no longer holds them, and comes back by a snapshot.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,6 +18,9 @@ use crate::workload::random;
 const REPOSITORIES: usize = 10;
 const AT_ONCE: usize = 16;
 const PUSHES: usize = 20;
+/// Long enough for the leader to want to send a copy of its state to the node.
+const AWAY_FOR: Duration = Duration::from_secs(5);
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(20);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
 const TAGS_A_PAGE: usize = 1_000;
 /// More pages than any run of this scenario has.
@@ -25,7 +29,7 @@ const MAX_PAGES: usize = 1_000;
 /// The size of the scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct CatchUp {
-    /// Metadata writes that the stopped node misses.
+    /// Metadata writes that the stopped node misses, at least.
     pub writes: usize,
     /// Entries between two snapshots.
     pub snapshot_every: usize,
@@ -54,14 +58,7 @@ async fn run(cluster: &Cluster, size: CatchUp, seed: u64) -> anyhow::Result<()> 
     println!("{} is stopped; {size:?}", behind.name);
 
     let client = cluster.client();
-    let built = async || cluster.metric(leader, "flotilla_raft_snapshots_built_total").await;
-    let before = built().await?;
-    write_tags(&client, &image, size.writes).await?;
-    let meanwhile = built().await? - before;
-    println!("snapshots built by {} while {} is away: {meanwhile}", leader.name, behind.name);
-    // Half of what is due: one that takes its time stands for two.
-    let due = size.writes / size.snapshot_every / 2;
-    ensure!(meanwhile >= due as f64, "the log grows for as long as a node is away: {meanwhile} snapshots, {due} were due");
+    let writes = write_while_away(cluster, leader, &image, size).await?;
     let mut pushes = Vec::new();
     for number in 0..PUSHES {
         let image = Image::mixed(&mut random);
@@ -76,7 +73,7 @@ async fn run(cluster: &Cluster, size: CatchUp, seed: u64) -> anyhow::Result<()> 
         caught_up(cluster, asked, behind).await?;
     }
     println!("{} was ready after {ready:.2?} and had caught up after {:.2?}", behind.name, restarted.elapsed());
-    serves_everything(&cluster.client_of(behind), &pushes, size.writes).await?;
+    serves_everything(&cluster.client_of(behind), &pushes, writes).await?;
 
     let installed = cluster.metric(behind, "flotilla_raft_snapshots_installed_total").await?;
     println!("snapshots installed by {}: {installed}", behind.name);
@@ -85,23 +82,42 @@ async fn run(cluster: &Cluster, size: CatchUp, seed: u64) -> anyhow::Result<()> 
         println!("snapshots built by {}: {built}", node.name);
     }
     ensure!(installed > 0.0, "{} caught up without a snapshot", behind.name);
-    bounded_on_disk(cluster, size.writes)
+    bounded_on_disk(cluster, writes)
 }
 
 fn repository_of(number: usize) -> String {
     format!("missed/tags-{}", number % REPOSITORIES)
 }
 
-async fn write_tags(client: &Client, image: &Image, writes: usize) -> anyhow::Result<()> {
-    let began = Instant::now();
+/// Writes for a while, and at least as many times as wanted. After each so many entries a snapshot is due: if none is built,
+/// the log grows for as long as the node is away. Says how many were written.
+async fn write_while_away(cluster: &Cluster, leader: &Node, image: &Image, size: CatchUp) -> anyhow::Result<usize> {
+    let client = cluster.client();
+    let built = async || cluster.metric(leader, "flotilla_raft_snapshots_built_total").await;
+    let (began, mut writes) = (Instant::now(), 0);
+    while writes < size.writes || began.elapsed() < AWAY_FOR {
+        let before = built().await?;
+        write_tags(&client, image, writes..writes + size.snapshot_every).await?;
+        writes += size.snapshot_every;
+        until_ok(SNAPSHOT_WITHIN, "a snapshot is built", async || {
+            let now = built().await?;
+            ensure!(now > before, "{now} snapshots were built by {}, the last entries are in none", leader.name);
+            Ok(())
+        })
+        .await?;
+    }
+    let took = began.elapsed();
+    println!("{writes} writes in {took:.2?}: {:.0} a second", writes as f64 / took.as_secs_f64());
+    Ok(writes)
+}
+
+async fn write_tags(client: &Client, image: &Image, numbers: Range<usize>) -> anyhow::Result<()> {
     let put = |number: usize| async move {
         let (repository, tag) = (repository_of(number), format!("w{number}"));
         let put = client.put_manifest(&repository, &tag, OCI_MANIFEST, image.manifest.clone()).await?;
         put.expect(&[201]).map(drop)
     };
-    stream::iter(0..writes).map(put).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-    let took = began.elapsed();
-    println!("{writes} writes in {took:.2?}: {:.0} a second", writes as f64 / took.as_secs_f64());
+    stream::iter(numbers).map(put).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     Ok(())
 }
 

@@ -52,7 +52,7 @@ impl PeerTls {
     async fn look_after(&self, consensus: &Consensus, alone: &mut Instant) -> anyhow::Result<()> {
         self.follow_state(consensus).await?;
         // Who belongs to no cluster yet gets its certificate with it (`cluster::founding`).
-        if consensus.is_empty() || consensus.members().is_empty() {
+        if consensus.is_empty() {
             return Ok(());
         }
         self.first_authority(consensus).await?;
@@ -131,8 +131,12 @@ impl PeerTls {
     async fn ask_others(&self, consensus: &Consensus) -> anyhow::Result<()> {
         let cluster = self.cluster_id();
         let mut last = Ok(());
-        for voter in others(consensus).iter().filter(|member| member.voter) {
-            last = self.fetch_leaf_from(&voter.record.peer_address, cluster).await;
+        let voters =
+            others(consensus).into_iter().filter(|member| member.voter).map(|member| member.record.peer_address);
+        // Who was killed just after he had joined may not know of whom the cluster is made.
+        let known = if consensus.members().is_empty() { consensus.peers().to_vec() } else { voters.collect() };
+        for address in known {
+            last = self.fetch_leaf_from(&address, cluster).await;
             if last.is_ok() {
                 break;
             }
@@ -142,8 +146,9 @@ impl PeerTls {
 
     /// Whether no other member has answered for a while.
     fn is_alone(&self, consensus: &Consensus, since: &mut Instant) -> bool {
-        let others = others(consensus);
-        if others.is_empty() || others.iter().any(|member| consensus.reachable(member.id)) {
+        let (members, others) = (consensus.members(), others(consensus));
+        let has_none = others.is_empty() && !members.is_empty();
+        if has_none || others.iter().any(|member| consensus.reachable(member.id)) {
             *since = Instant::now();
         }
         let is_alone = since.elapsed() > ALONE_AFTER;
