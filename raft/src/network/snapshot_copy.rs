@@ -109,8 +109,9 @@ impl Sender<'_> {
         let answers = async {
             loop {
                 tokio::time::sleep(ASKED_EACH).await;
-                let asked = self.client.call(&self.record.peer_address, Some(self.to), Call::Ping, &(), ASKED_EACH);
-                if let Ok::<Pong, _>(_) = asked.await {
+                let address = &self.record.peer_address;
+                let pong = self.client.call::<_, Pong>(address, Some(self.to), Call::Ping, &(), ASKED_EACH).await;
+                if pong.is_ok() {
                     return;
                 }
             }
