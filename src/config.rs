@@ -113,7 +113,7 @@ pub(crate) struct Config {
     #[serde(serialize_with = "values::write_size")]
     pub(crate) min_free: ByteSize,
 
-    /// Largest manifest accepted, 64MiB at most (it is held in memory)
+    /// Largest manifest accepted, 16MiB at most (it is held in memory)
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = values::size)]
     #[serde(serialize_with = "values::write_size")]
     pub(crate) max_manifest_size: ByteSize,
@@ -420,8 +420,9 @@ impl Config {
             let reason = format!("min_copies ({}) is more than replicas ({})", self.min_copies, self.replicas);
             return Some((&["min_copies", "replicas"], reason));
         }
-        if self.max_manifest_size > ByteSize::mib(64) {
-            return Some((&["max_manifest_size"], "is more than 64MiB".to_owned()));
+        // Encoded, what a manifest says of itself takes up to twice as much, and 64 MiB fit into a message.
+        if self.max_manifest_size > ByteSize::mib(16) {
+            return Some((&["max_manifest_size"], "is more than 16MiB".to_owned()));
         }
         if self.initial_cluster_size > self.peers.len() + 1 {
             let reason = format!(
@@ -447,6 +448,17 @@ impl Config {
             ));
         }
         let admission = &self.admission;
+        if let Some(webhooks) = admission.listen.filter(|webhooks| webhooks.port() != 0)
+            && (webhooks == self.listen || webhooks == self.peer_listen)
+        {
+            let reason = format!("{webhooks} is the address of another port of this node");
+            return Some((&["admission.listen", "listen", "peer_listen"], reason));
+        }
+        let tls = [&admission.tls_cert, &admission.tls_key, &admission.client_ca];
+        if admission.listen.is_none() && tls.into_iter().any(Option::is_some) {
+            let reason = "webhooks are served only where admission.listen says at which address".to_owned();
+            return Some((&["admission.tls_cert", "admission.tls_key", "admission.client_ca"], reason));
+        }
         if admission.listen.is_some() && (admission.tls_cert.is_none() || admission.tls_key.is_none()) {
             let reason =
                 "the API server calls webhooks by TLS alone: set admission.tls_cert and admission.tls_key".to_owned();
@@ -457,7 +469,8 @@ impl Config {
                           starts an election";
             return Some((&["raft.election_min", "raft.heartbeat"], reason.to_owned()));
         }
-        if raft.election_max <= raft.election_min {
+        // Both count in whole milliseconds.
+        if raft.election_max.as_millis() <= raft.election_min.as_millis() {
             let reason = "raft.election_max must be more than raft.election_min, or nodes stand at the same time";
             return Some((&["raft.election_max", "raft.election_min"], reason.to_owned()));
         }

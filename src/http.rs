@@ -214,14 +214,19 @@ async fn accompany(
     Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
 }
 
-/// What the peer port needs of [`accompany`]: nothing is read and thrown away there either.
+/// What the peer port needs of [`accompany`]: uploads that were passed on are waited for when the node stops, and nothing is read and thrown away there either.
 pub(crate) async fn keep_body(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<Accompanied>, Error> {
+    // A client's request that another node has passed on is one of this node's as well.
+    let is_clients = request.path().starts_with(uploads::FORWARDED_TO);
+    let readiness =
+        request.app_data::<web::Data<Readiness>>().filter(|readiness| is_clients && !readiness.is_stopping());
+    let in_flight = readiness.map(|readiness| readiness.request());
     let unread = UnreadBody::of(&mut request);
     let answer = next.call(request).await?;
-    Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: None, _unread: unread }))
+    Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
 }
 
 /// An answer's body, and what must live until it is sent.

@@ -68,7 +68,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let replication = Replication::new(consensus.clone(), blobs, config.clone(), peer_tls.dialer())?;
     let readiness = Readiness::default();
 
-    let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication, &peer_tls)?;
+    let (peer_server, peer_handle) = serve_peers(peers, &consensus, &replication, &readiness, &peer_tls)?;
     tokio::spawn(peer_server);
     let admission = web::Data::new(Admission::new(consensus.clone(), config.clone(), readiness.clone()));
     let (client_server, client_handle) =
@@ -163,15 +163,17 @@ fn serve_peers(
     listener: TcpListener,
     consensus: &Consensus,
     replication: &Replication,
+    readiness: &Readiness,
     tls: &PeerTls,
 ) -> anyhow::Result<(Server, ServerHandle)> {
     let (consensus, replication) = (web::Data::new(consensus.clone()), web::Data::new(replication.clone()));
-    let shared = web::Data::new(tls.clone());
+    let (shared, readiness) = (web::Data::new(tls.clone()), web::Data::new(readiness.clone()));
     let app = move || {
         App::new()
             .wrap(from_fn(peers::admit))
             .wrap(from_fn(http::keep_body))
             .app_data(shared.clone())
+            .app_data(readiness.clone())
             .app_data(consensus.clone())
             .app_data(replication.clone())
             .configure(peer::configure)

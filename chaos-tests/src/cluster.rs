@@ -3,7 +3,6 @@
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,14 +15,13 @@ use rand::Rng;
 use serde::Deserialize;
 
 use crate::client::{Client, plain_http};
+use crate::ports;
 use crate::process::{self, Signal};
 use crate::wait::until_ok;
 use crate::webhooks::{ApiServer, Files};
 
 /// How long a node may take to end after SIGTERM.
 const ORDERLY_END: Duration = Duration::from_secs(20);
-/// Below the ephemeral ports: those a client's outgoing connection could hold while a node is down.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
 const LOG_TAIL_BYTES: usize = 4_000;
 
 /// How to start a cluster.
@@ -162,7 +160,7 @@ impl Cluster {
     pub fn launch(options: &Options) -> anyhow::Result<Self> {
         let program = options.binary.clone().map_or_else(binary, Ok)?;
         let folder = tempfile::Builder::new().prefix("flotilla-").tempdir().context("a folder for the cluster")?.keep();
-        let ports = free_ports(3 * options.nodes)?;
+        let ports = ports::free(3 * options.nodes)?;
         let (listen, rest) = ports.split_at(options.nodes);
         let (peer_listen, webhook_listen) = rest.split_at(options.nodes);
         let webhooks = options.webhooks.then(|| Files::make(&folder.join("webhooks"))).transpose()?;
@@ -209,7 +207,7 @@ impl Cluster {
     /// # Errors
     /// There are no ports for it.
     pub fn prepare(&mut self, arguments: &[&str]) -> anyhow::Result<&Node> {
-        let ports = free_ports(2)?;
+        let ports = ports::free(2)?;
         let more = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         self.nodes.push(self.plan.node(self.nodes.len(), ports[0], ports[1], more));
         self.nodes.last().context("a node was added")
@@ -611,21 +609,6 @@ fn address(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 
-/// Ports on which nobody listens; all are held while they are looked for, so none comes twice.
-pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    let mut random = rand::rng();
-    let mut held = Vec::new();
-    for _ in 0..1_000 {
-        if held.len() == count {
-            break;
-        }
-        let port = random.random_range(PORTS);
-        held.extend(TcpListener::bind(("127.0.0.1", port)).map(|listener| (port, listener)));
-    }
-    ensure!(held.len() == count, "no {count} free ports on 127.0.0.1");
-    Ok(held.into_iter().map(|(port, _)| port).collect())
-}
-
 fn bytes_below(folder: &Path, without: &str) -> io::Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(folder)? {
@@ -663,14 +646,6 @@ mod tests {
         let text = "# TYPE a_total counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_more 7\n";
         assert_eq!(metric_in(text, "a_total"), 5.0);
         assert_eq!(metric_in(text, "b_total"), 0.0);
-    }
-
-    #[test]
-    fn free_ports_are_different_from_each_other() {
-        let mut ports = free_ports(20).expect("a machine with 20 free ports");
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 20);
     }
 
     #[tokio::test]

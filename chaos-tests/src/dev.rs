@@ -1,17 +1,16 @@
 //! A cluster of `flotilla dev`: the supervisor, and what it says about its nodes.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rand::Rng;
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::cluster::binary;
+use crate::ports;
 use crate::process::{self, Signal};
 use crate::wait::{until, until_ok};
 
@@ -99,14 +98,10 @@ impl Drop for Dev {
     }
 }
 
-/// The first of three ports in a row that are free, as are those 1,000 above them.
+/// A port for [`Dev::start`].
 ///
 /// # Errors
-/// None were found.
+/// There is none.
 pub fn free_base() -> anyhow::Result<u16> {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    (0..200)
-        .map(|_| rand::rng().random_range(12_000..30_000))
-        .find(|base| (0..NODES).all(|offset| free(base + offset) && free(base + 1_000 + offset)))
-        .context("no free ports on 127.0.0.1")
+    ports::free_base(NODES)
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-use crate::cluster::free_ports;
+use crate::ports;
 use crate::process::{self, Signal};
 use crate::wait::until_ok;
 
@@ -62,7 +62,7 @@ impl Kubernetes {
     /// One of them does not start; the end of its log is part of the error.
     pub async fn start([etcd, api_server, kubectl]: [PathBuf; 3]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("flotilla-kubernetes-").tempdir()?;
-        let ports = free_ports(3)?;
+        let ports = ports::free(3)?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let path = |name: &str| folder.path().join(name).display().to_string();
         fs::write(path("audit.yaml"), AUDIT_POLICY)?;

@@ -20,6 +20,7 @@ pub mod image;
 pub mod kubernetes;
 pub mod nemesis;
 pub mod pods;
+mod ports;
 pub mod process;
 pub mod raw;
 pub mod scenarios;

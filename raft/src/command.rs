@@ -182,6 +182,12 @@ pub enum TrustChange {
     },
 }
 
+/// The most bytes that an encoded digest takes.
+const DIGEST_BYTES: usize = 80;
+
+/// The most bytes that a change of a tag takes: names and two digests.
+const TAG_CHANGE_BYTES: usize = 600;
+
 /// What must be true of a tag for a change of it to happen (RFC 9110, §13.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
@@ -230,14 +236,23 @@ impl Command {
         }
     }
 
-    /// How many bytes of a body travel in it.
-    pub(crate) fn body_bytes(&self) -> usize {
+    /// How many bytes travel in it of what has no small limit, about.
+    pub(crate) fn bulk_bytes(&self) -> usize {
         match self {
-            Self::LinkBlob { body: Body::Inline(bytes), .. } => bytes.len(),
-            Self::PutManifest(put) => match &put.body {
-                Body::Inline(bytes) => bytes.len(),
-                Body::File { .. } => 0,
-            },
+            Self::LinkBlob { body, .. } => body.inline_bytes(),
+            Self::PutManifest(put) => {
+                let digests = [&put.blobs, &put.manifests, &put.either, &put.mentions];
+                let digests: usize = digests.into_iter().map(Vec::len).sum();
+                // With the lengths before each text.
+                let annotations = put.annotations.iter().map(|(key, value)| key.len() + value.len() + 16);
+                put.body.inline_bytes() + annotations.sum::<usize>() + digests * DIGEST_BYTES
+            }
+            Self::MoveTags(changes) => changes.len() * TAG_CHANGE_BYTES,
+            Self::PutSettings { document, .. } | Self::ChangePolicy { document: Some(document), .. } => document.len(),
+            Self::FoundPolicies(policies) => policies.iter().map(|(_, document)| document.len()).sum(),
+            Self::Collect { orphans: digests, .. } | Self::CollectUntagged { digests, .. } => {
+                digests.len() * DIGEST_BYTES
+            }
             _ => 0,
         }
     }
@@ -257,6 +272,15 @@ pub enum Body {
         /// The lowest index that one of the holders had applied when it promised the bytes.
         promised: u64,
     },
+}
+
+impl Body {
+    fn inline_bytes(&self) -> usize {
+        match self {
+            Self::Inline(bytes) => bytes.len(),
+            Self::File { .. } => 0,
+        }
+    }
 }
 
 /// A manifest and what its PUT asked for. Everything that apply needs has been parsed from the body before.

@@ -560,7 +560,8 @@ fn config(options: &Options) -> Config {
         // A leader sends entries before its own sync is done. Restarted as the leader of the same term, it could give
         // another entry an index that its followers have, and nobody would notice.
         enable_leader_restore: Some(false),
-        quorum_loss_probe_interval: Some(2000),
+        // openraft wants it to be twice an election's time-out at least.
+        quorum_loss_probe_interval: Some(2000.max(2 * options.election_max.as_millis() as u64)),
         // openraft sets the room for all of it aside at the start: 30 MiB by its own default.
         api_channel_size: Some(CHANNEL_SIZE),
         notification_channel_size: Some(CHANNEL_SIZE),

@@ -79,7 +79,7 @@ fn gather(
     let (mut proposals, mut answers, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut next = Some(first);
     while let Some(Waiting { proposal, answer }) = next {
-        bytes += proposal.command.body_bytes();
+        bytes += proposal.command.bulk_bytes();
         proposals.push(proposal);
         answers.push(answer);
         let full = proposals.len() >= BATCH_MAX || bytes >= BATCH_MAX_BYTES;

@@ -365,7 +365,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 /// What an entry's body takes in memory beside its encoding.
 fn body_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        EntryPayload::Normal(proposal) => proposal.command.body_bytes().max(256),
+        EntryPayload::Normal(proposal) => proposal.command.bulk_bytes().max(256),
         _ => 256,
     }
 }

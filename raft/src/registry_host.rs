@@ -5,6 +5,12 @@ use std::net::{IpAddr, Ipv6Addr};
 /// The port that goes without saying.
 const HTTPS: u16 = 443;
 
+/// Docker Hub's registry, as images name it.
+pub const DOCKER_HUB: &str = "docker.io";
+
+/// What else it is called.
+const DOCKER_HUB_OTHERS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+
 /// Why a text names no registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not HOST, HOST:PORT or [IPv6]:PORT")]
@@ -49,6 +55,15 @@ pub fn canonical(text: &str) -> Result<String, InvalidRegistryHost> {
         Some(port) => format!("{host}:{port}"),
         None => host,
     })
+}
+
+/// As [`canonical`], and Docker Hub by its one name.
+///
+/// # Errors
+/// As [`canonical`].
+pub fn registry_of(text: &str) -> Result<String, InvalidRegistryHost> {
+    let host = canonical(text)?;
+    Ok(if DOCKER_HUB_OTHERS.contains(&host.as_str()) { DOCKER_HUB.to_owned() } else { host })
 }
 
 #[cfg(test)]

@@ -232,6 +232,34 @@ impl Rules {
         })
     }
 
+    /// Whether a new document says what it seems to: [`Rules::parse`] reads it, each `**` stands for whole parts of names,
+    /// and each alias can match. What was put before is not held to this.
+    ///
+    /// # Errors
+    /// As [`Rules::parse`].
+    pub fn check(document: &str) -> Result<(), InvalidSettings> {
+        Self::parse(document)?;
+        let Object(settings): Object<Settings> =
+            serde_json::from_str(document).map_err(|error| InvalidSettings(error.to_string()))?;
+        let patterns = |list: &'static str, patterns: Vec<&String>| {
+            let numbered = patterns.into_iter().cloned().enumerate();
+            numbered.map(|(number, pattern)| (format!("{list}[{number}].repositories"), pattern)).collect::<Vec<_>>()
+        };
+        let all = [
+            patterns("immutable_tags", settings.immutable_tags.iter().map(|rule| &rule.repositories).collect()),
+            patterns("missing_content", settings.missing_content.iter().map(|rule| &rule.repositories).collect()),
+            patterns("collect_untagged", settings.collect_untagged.iter().map(|rule| &rule.repositories).collect()),
+            patterns("replicas", settings.replicas.iter().map(|rule| &rule.repositories).collect()),
+        ];
+        for (place, pattern) in all.into_iter().flatten() {
+            check_stars(&pattern).map_err(|reason| InvalidSettings(format!("{place}: {pattern:?}: {reason}")))?;
+        }
+        for (number, alias) in settings.aliases.iter().enumerate() {
+            check_alias(alias).map_err(|reason| InvalidSettings(format!("aliases[{number}].{reason}")))?;
+        }
+        Ok(())
+    }
+
     /// Which repository of this registry an image of a registry is, if it is one: by the registry's names, else by an
     /// alias.
     pub fn repository_of(&self, registry: &str, repository: &RepositoryName) -> Option<RepositoryName> {
@@ -392,6 +420,23 @@ fn alias(place: &str, alias: Alias) -> Result<(String, String), InvalidSettings>
     Ok((prefix(&alias.images, "images")?, prefix(&alias.repositories, "repositories")?))
 }
 
+/// Whether some image and repository may match an alias that [`alias`] reads.
+fn check_alias(alias: &Alias) -> Result<(), String> {
+    let images = alias.images.trim_end_matches("**").trim_end_matches('/');
+    let (host, path) = images.split_once('/').map_or((images, None), |(host, path)| (host, Some(path)));
+    let canonical = registry_host::registry_of(host).map_err(|invalid| format!("images: {invalid}"))?;
+    if canonical != host {
+        return Err(format!("images: write {host} as {canonical}"));
+    }
+    let repository = alias.repositories.trim_end_matches("**").trim_end_matches('/');
+    for (field, name) in [("images", path), ("repositories", Some(repository))] {
+        if let Some(invalid) = name.and_then(|name| name.parse::<RepositoryName>().err()) {
+            return Err(format!("{field}: {invalid}"));
+        }
+    }
+    Ok(())
+}
+
 /// `GROUP/RESOURCE` and the JSON pointer (RFC 6901) of the pod template.
 fn workload((resource, pointer): (String, String)) -> Result<(String, String), InvalidSettings> {
     let is_part = |part: &str| !part.is_empty() && !part.contains(['*', ' ']);
@@ -409,6 +454,23 @@ fn workload((resource, pointer): (String, String)) -> Result<(String, String), I
     Ok((resource, pointer))
 }
 
+/// Whether each `**` of a pattern over names stands for whole parts of them. Elsewhere [`glob`] takes it for `*`, which
+/// nobody means who writes it.
+///
+/// # Errors
+/// It does not; says what to write.
+pub fn check_stars(pattern: &str) -> Result<(), String> {
+    let stands_alone = |(at, stars): (usize, &str)| {
+        let (before, after) = (&pattern[..at], &pattern[at + stars.len()..]);
+        (before.is_empty() || before.ends_with(['/', '{', ',']))
+            && (after.is_empty() || after.starts_with(['/', '}', ',']))
+    };
+    match pattern.match_indices("**").all(stands_alone) {
+        true => Ok(()),
+        false => Err("** has a slash or nothing on each side, as in evil/** or **/nginx; within a part write *".into()),
+    }
+}
+
 /// A pattern over names: `*` and `?` stay within a segment, `**` does not.
 ///
 /// # Errors
@@ -420,6 +482,40 @@ pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_document_says_what_it_seems_to() {
+        for pattern in ["**", "a/**", "**/b", "a/**/b", "{a/**,b}", "a*b", "{**/a,**}"] {
+            assert_eq!(check_stars(pattern), Ok(()), "{pattern}");
+        }
+        for pattern in ["a**", "**b", "a**/b", "a/**b", "***", "a/****"] {
+            assert!(check_stars(pattern).is_err(), "{pattern}");
+        }
+        for (odd, place) in [
+            (
+                r#"{"immutable_tags":[{"name":"a","repositories":"prod**","tags":"v*"}]}"#,
+                "immutable_tags[0].repositories",
+            ),
+            (
+                r#"{"replicas":[{"repositories":"a/**","replicas":1},{"repositories":"**b","replicas":1}]}"#,
+                "replicas[1]",
+            ),
+            (
+                r#"{"aliases":[{"images":"index.docker.io/**","repositories":"m/**"}]}"#,
+                "write index.docker.io as docker.io",
+            ),
+            (r#"{"aliases":[{"images":"Quay.io/**","repositories":"m/**"}]}"#, "aliases[0].images"),
+            (r#"{"aliases":[{"images":"quay.io:443/**","repositories":"m/**"}]}"#, "write quay.io:443 as quay.io"),
+            (r#"{"aliases":[{"images":"quay.io/**","repositories":"Mirror/**"}]}"#, "aliases[0].repositories"),
+            (r#"{"aliases":[{"images":"quay.io/A/**","repositories":"m/**"}]}"#, "aliases[0].images"),
+        ] {
+            let refused = Rules::check(odd).unwrap_err().to_string();
+            assert!(refused.contains(place), "{odd}: {refused}");
+            assert!(Rules::parse(odd).is_ok(), "{odd} is in force where it was put before");
+        }
+        let good = r#"{"aliases":[{"images":"docker.io/**","repositories":"m/**"},{"images":"quay.io/a/**","repositories":"q/**"}]}"#;
+        assert_eq!(Rules::check(good), Ok(()));
+    }
 
     #[test]
     fn images_are_found_here_by_name_and_alias() {
@@ -448,6 +544,7 @@ mod tests {
         ] {
             let refused = Rules::parse(odd).unwrap_err().to_string();
             assert!(refused.contains(place), "{odd}: {refused}");
+            assert!(Rules::check(odd).is_err());
         }
     }
 

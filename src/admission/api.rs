@@ -125,7 +125,8 @@ async fn put_policy(
     let name: PolicyName = name.parse()?;
     let expected = revision::expected(&request)?;
     let (limit, pause) = (DOCUMENT_MAX as u64, admission.config.body_timeout);
-    let body = read_body(&request, payload, limit, pause, &mut admission.bodies.share()).await?;
+    let mut memory = admission.bodies.share();
+    let body = read_body(&request, payload, limit, pause, &mut memory).await?;
     let document = String::from_utf8(body.to_vec()).map_err(|_| refused("the policy is not UTF-8"))?;
     let (named, document) = blocking(move || {
         let policy =
@@ -219,7 +220,8 @@ async fn rollback(
     let name: PolicyName = name.parse()?;
     let expected = revision::expected(&request)?;
     let pause = admission.config.body_timeout;
-    let body = read_body(&request, payload, ROLLBACK_MAX, pause, &mut admission.bodies.share()).await?;
+    let mut memory = admission.bodies.share();
+    let body = read_body(&request, payload, ROLLBACK_MAX, pause, &mut memory).await?;
     let Object(Rollback { revision }) =
         serde_json::from_slice(&body).map_err(|error| refused(&format!("not {{\"revision\": N}}: {error}")))?;
     admission.consensus.read_barrier().await?;

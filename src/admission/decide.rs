@@ -173,9 +173,15 @@ impl Known {
     }
 }
 
-/// Judges images as they stand.
+/// Judges images as they stand, those of a template as its pods will have them.
 pub(crate) fn decide(facts: &dyn Facts, policies: &[Policy], subject: &Subject) -> Result<Decision, StorageError> {
-    judge(facts, policies, subject, false)
+    judge(facts, policies, subject, subject.is_template && is_pinned(policies, subject, Pin::Pods))
+}
+
+/// Whether images get their digest in what `wanted` names, pods or templates.
+fn is_pinned(policies: &[Policy], subject: &Subject, wanted: Pin) -> bool {
+    let pins = |policy: &Policy| policy.mode == Mode::Enforce && policy.pin >= wanted;
+    policies.iter().any(|policy| pins(policy) && policy.selects(&subject.namespace))
 }
 
 /// Which images get their digest: each with the text to put in its place; and what is found of these images as they
@@ -186,10 +192,7 @@ pub(crate) fn pin(
     subject: &Subject,
 ) -> Result<(Vec<(Image, String)>, Decision), StorageError> {
     let mut decision = judge(facts, policies, subject, true)?;
-    let wanted = if subject.is_template { Pin::Templates } else { Pin::Pods };
-    let pins = policies
-        .iter()
-        .any(|policy| policy.mode == Mode::Enforce && policy.pin >= wanted && policy.selects(&subject.namespace));
+    let pins = is_pinned(policies, subject, if subject.is_template { Pin::Templates } else { Pin::Pods });
     // A template is pinned to what its pods may be: with a digest they would no longer say that a denied tag was meant.
     let as_pods = match subject.is_template && pins {
         true => judge(facts, policies, &Subject { is_template: false, ..subject.clone() }, true)?.findings,
@@ -475,6 +478,22 @@ mod tests {
             text,
         };
         Subject { namespace: "prod".into(), is_template, now_ms: 100_000, images: images.map(image).collect() }
+    }
+
+    #[test]
+    fn a_template_whose_pods_get_digests_may_name_tags() {
+        let denied = |pin: &str, image: &str, is_template| {
+            let text = format!(
+                "name: p\nmode: enforce\ndefault: approve\npin: {pin}\ntemplates: enforce\nrules:\n- images: ['**']\n  verb: {{require: {{digest: true}}}}\n"
+            );
+            let policies = [Policy::parse(&text, 1).unwrap()];
+            let found = decide(&facts(), &policies, &subject(vec![image.into()], is_template)).unwrap().findings;
+            found.iter().any(|finding| finding.effect == Effect::Deny)
+        };
+        assert!(!denied("pods", "reg.example/app:v1", true));
+        assert!(denied("off", "reg.example/app:v1", true));
+        assert!(denied("pods", "reg.example/app:gone", true), "there is no digest for it");
+        assert!(denied("pods", "reg.example/app:v1", false), "the webhook that pins has not seen it");
     }
 
     fn images() -> impl Strategy<Value = Vec<String>> {

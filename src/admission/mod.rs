@@ -22,8 +22,10 @@ pub(crate) mod tls;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use flotilla_raft::Consensus;
+use parking_lot::Mutex;
 
 use crate::config::Config;
 use crate::memory::Budget;
@@ -39,6 +41,8 @@ pub(crate) struct Admission {
     bodies: Budget,
     readiness: Readiness,
     policies: state::Policies,
+    /// Since when no majority has said that state is the latest, as far as was asked; a majority may answer pings all the while.
+    stale_since: Mutex<Option<Instant>>,
     pub(crate) metrics: metrics::Metrics,
 }
 
@@ -51,6 +55,7 @@ impl Admission {
             bodies: Budget::new(BODIES_MAX),
             readiness,
             policies,
+            stale_since: Mutex::default(),
             metrics: metrics::Metrics::default(),
         }
     }

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use flotilla_raft::settings::{GlobMatcher, glob};
-use flotilla_raft::{PolicyName, registry_host};
+use flotilla_raft::PolicyName;
+use flotilla_raft::registry_host::{self, DOCKER_HUB};
+use flotilla_raft::settings::{GlobMatcher, check_stars, glob};
 use flotilla_storage::Digest;
 use serde::{Deserialize, Serialize};
-
-use super::reference::{DOCKER_HUB, DOCKER_HUB_OTHERS};
 
 /// The largest document, in bytes.
 pub(crate) const DOCUMENT_MAX: usize = 256 << 10;
@@ -251,8 +250,9 @@ impl Pattern {
             Some((rest, digest)) => (rest, Some(digest)),
             None => (text, None),
         };
-        // A colon before the last slash is a port's.
-        let (name, tag) = match rest.rsplit_once(':').filter(|(_, tag)| !tag.contains(['/', ']'])) {
+        // A colon before the last slash is a port's, and one within brackets at the beginning an address's.
+        let is_tags = |(name, tag): &(&str, &str)| !tag.contains('/') && (!name.starts_with('[') || name.contains(']'));
+        let (name, tag) = match rest.rsplit_once(':').filter(is_tags) {
             Some((name, tag)) => (name, Some(tag)),
             None => (rest, None),
         };
@@ -299,11 +299,14 @@ fn check_name(name: &str) -> Result<(), String> {
     if path.is_some_and(|path| path.chars().any(|letter| letter.is_ascii_uppercase())) {
         return Err("names of repositories are in lower case".into());
     }
+    if path.is_some_and(|path| path.contains(':')) {
+        return Err("there is no colon in the name of a repository".into());
+    }
+    check_stars(name)?;
     if is_pattern(host) && !is_bracketed {
         return Ok(());
     }
-    let canonical = registry_host::canonical(host).map_err(|invalid| invalid.to_string())?;
-    let canonical = if DOCKER_HUB_OTHERS.contains(&canonical.as_str()) { DOCKER_HUB.to_owned() } else { canonical };
+    let canonical = registry_host::registry_of(host).map_err(|invalid| invalid.to_string())?;
     if canonical != host {
         return Err(format!("write {host} as {canonical}"));
     }
@@ -382,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn a_class_of_characters_in_a_tag_is_one() {
+        for (pattern, name, tag) in [
+            ("docker.io/library/nginx:1.[0-9]*", "docker.io/library/nginx", "1.2"),
+            ("**:[0-9]*", "reg.example/app", "7"),
+            ("[::1]:5000/app:v[0-9]", "[::1]:5000/app", "v1"),
+        ] {
+            let pattern = Pattern::parse(pattern).unwrap();
+            assert!(pattern.matches_name(name), "{name}");
+            assert!(pattern.tag.unwrap().is_match(tag), "{tag}");
+        }
+        let port = Pattern::parse("[::1]:5000/app").unwrap();
+        assert!(port.matches_name("[::1]:5000/app") && port.tag.is_none());
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_with_its_place() {
         let rules = |rules: &str| format!("name: a\nmode: warn\ndefault: deny\nrules:\n{rules}");
         for (document, said) in [
@@ -393,6 +411,10 @@ mod tests {
             (rules("- images: ['reg.example/[']\n  verb: deny\n"), "rules[0].images[0]"),
             (rules("- images: [nginx]\n  verb: deny\n"), "docker.io/library/nginx"),
             (rules("- images: ['*']\n  verb: deny\n"), "would match nothing"),
+            (rules("- images: ['docker.io/evil**']\n  verb: deny\n"), "a slash"),
+            (rules("- images: ['registry.evil.example**']\n  verb: deny\n"), "a slash"),
+            (rules("- images: ['**nginx:latest']\n  verb: deny\n"), "a slash"),
+            (rules("- images: ['docker.io/a:b/c']\n  verb: deny\n"), "no colon"),
             (rules("- images: []\n  verb: deny\n"), "rules[0].images"),
             (rules("- images: ['**:']\n  verb: deny\n"), "empty part"),
             (rules("- images: ['**']\n  verb: allow\n"), "allow"),

@@ -3,16 +3,15 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use flotilla_raft::{RepositoryName, Tag, registry_host};
+use flotilla_raft::registry_host::{self, DOCKER_HUB};
+use flotilla_raft::{RepositoryName, Tag};
 use flotilla_storage::Digest;
 use oci_spec::distribution::Reference;
 
 /// The longest reference that is looked at, in bytes: name, tag and digest at their longest, and a host.
 const LENGTH_MAX: usize = 1024;
 
-/// Docker Hub's registry, and what else it is called.
-pub(super) const DOCKER_HUB: &str = "docker.io";
-pub(super) const DOCKER_HUB_OTHERS: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+/// Where Docker Hub has what has no folder.
 const DOCKER_HUB_OFFICIAL: &str = "library";
 
 /// How long the identifiers are that runtimes take for no name (github.com/distribution/reference).
@@ -69,14 +68,13 @@ impl ImageReference {
             Some(address) => format!("[{address}]{}", port.unwrap_or_default()),
             None => parsed.registry().to_owned(),
         };
-        let registry = registry_host::canonical(&registry).map_err(invalid)?;
-        let is_docker_hub = registry == DOCKER_HUB || DOCKER_HUB_OTHERS.contains(&registry.as_str());
-        let repository = match is_docker_hub && !parsed.repository().contains('/') {
+        let registry = registry_host::registry_of(&registry).map_err(invalid)?;
+        let repository = match registry == DOCKER_HUB && !parsed.repository().contains('/') {
             true => format!("{DOCKER_HUB_OFFICIAL}/{}", parsed.repository()),
             false => parsed.repository().to_owned(),
         };
         Ok(Self {
-            registry: if is_docker_hub { DOCKER_HUB.to_owned() } else { registry },
+            registry,
             repository: repository.parse().map_err(invalid)?,
             tag: match (parsed.tag(), parsed.digest()) {
                 (None, None) => Some(TAG_DEFAULT.parse().map_err(invalid)?),

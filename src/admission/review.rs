@@ -16,6 +16,9 @@ const KIND: &str = "AdmissionReview";
 /// On pods that the kubelet reports for the files of its own folder; they cannot be changed.
 const MIRROR_ANNOTATION: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
 
+/// The most images of a pod that are judged: what is decided about each costs time, and everybody may send pods.
+const IMAGES_MAX: usize = 1_000;
+
 /// The lists of a pod's specification whose items have an image, and where in the item.
 const LISTS: [(&str, &str); 4] = [
     ("containers", "image"),
@@ -212,6 +215,9 @@ fn images(object: &Value, spec: &str) -> Result<Option<Vec<(&'static str, Image)
                 text: text.to_owned(),
             };
             found.push((list, image));
+        }
+        if found.len() > IMAGES_MAX {
+            return Err(format!("{place} brings the pod to more than {IMAGES_MAX} images"));
         }
     }
     Ok(Some(found))

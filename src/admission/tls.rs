@@ -12,7 +12,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -129,7 +129,13 @@ impl Identity {
             None => builder.with_no_client_auth(),
             Some(_) => builder.with_client_cert_verifier(Arc::new(Callers(self.clone()))),
         };
-        builder.with_cert_resolver(self.clone())
+        let mut config = builder.with_cert_resolver(self.clone());
+        if self.files.client_ca.is_some() {
+            // Who resumes a session shows no certificate, and its authority may be trusted no more.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        config
     }
 
     /// When the certificate ends, in seconds since the Unix epoch; 0 where that cannot be read.

@@ -19,6 +19,7 @@ use super::review::Head;
 use super::state::AsOf;
 use crate::body::read_body;
 use crate::config::WithoutQuorum;
+use crate::memory::Share;
 use crate::request::query;
 
 /// The largest review: an object of the API server's own limit, its former version, and what is around them.
@@ -32,6 +33,9 @@ const DECIDED_WITHIN: f64 = 0.95;
 
 /// How long an answer may take where the caller says nothing.
 const DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long the readiness probe waits for the others; a probe of Kubernetes waits a second.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The longest that a caller's word counts (Kubernetes allows 30 s).
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
@@ -57,7 +61,8 @@ async fn readyz(admission: web::Data<Admission>) -> HttpResponse {
     if admission.readiness.is_stopping() {
         return HttpResponse::ServiceUnavailable().body("this node is stopping\n");
     }
-    let is_stale = !admission.consensus.quorum_reachable();
+    // Reviews do not come any more once this says no, so it looks by itself.
+    let is_stale = admission.catch_up(PROBE_PATIENCE).await;
     match web::block(move || admission.standing(is_stale).refusal).await {
         Ok(None) => HttpResponse::Ok().body("ready\n"),
         Ok(Some(reason)) => HttpResponse::ServiceUnavailable().body(format!("{reason}\n")),
@@ -73,14 +78,15 @@ async fn call(
 ) -> HttpResponse {
     let began = Instant::now();
     let limit = deadline(query(request, "timeout").as_deref());
-    let body = timeout(limit, read_body(request, payload, BODY_MAX, limit, &mut admission.bodies.share())).await;
+    let mut memory = admission.bodies.share();
+    let body = timeout(limit, read_body(request, payload, BODY_MAX, limit, &mut memory)).await;
     let body = match body {
         Ok(Ok(body)) => body,
         Ok(Err(error)) => return error.error_response(),
         Err(_) => return HttpResponse::build(StatusCode::REQUEST_TIMEOUT).body("the body did not come in time\n"),
     };
     let left = limit.mul_f64(DECIDED_WITHIN).saturating_sub(began.elapsed());
-    let decided = timeout(left, decide(admission, webhook, limit / 4, body.clone())).await;
+    let decided = timeout(left, decide(admission, webhook, limit / 4, body.clone(), memory)).await;
     let reply = match decided {
         Ok(Ok(reply)) => reply,
         Ok(Err(reason)) => without_decision(webhook, &body, &reason),
@@ -104,10 +110,13 @@ async fn decide(
     webhook: Webhook,
     patience: Duration,
     body: Bytes,
+    memory: Share,
 ) -> Result<Reply, String> {
     let is_stale = admission.catch_up(patience).await;
     let (now_ms, admission) = (admission.consensus.now_ms(), admission.clone());
     let decided = web::block(move || {
+        // This goes on when nobody waits for it any more, and holds the body until then.
+        let _memory = memory;
         let Standing { facts, policies, refusal } = admission.standing(is_stale);
         let grounds = Grounds { facts: &facts, policies: &policies, now_ms, is_stale, refusal };
         answer(webhook, &grounds, &body)
@@ -191,14 +200,15 @@ impl Admission {
         if !is_stale {
             return None;
         }
-        let (settings, lost) = (&self.config.admission, self.consensus.quorum_lost_for());
+        let stale_for = self.stale_since.lock().map_or(Duration::ZERO, |since| since.elapsed());
+        let (settings, lost) = (&self.config.admission, self.consensus.quorum_lost_for().max(stale_for));
         match (settings.without_quorum, settings.max_staleness) {
             (WithoutQuorum::Deny, _) => Some(
                 "no majority of the registry's nodes answers, and admission.without_quorum is deny: bring nodes back"
                     .into(),
             ),
             (WithoutQuorum::Local, Some(limit)) if lost > limit => Some(format!(
-                "no majority of the registry's nodes has answered for {} s, more than admission.max_staleness allows",
+                "this node's state may be {} s old, more than admission.max_staleness allows: no majority of the registry's nodes says that it is the latest",
                 lost.as_secs()
             )),
             (WithoutQuorum::Local, _) => None,
@@ -208,7 +218,11 @@ impl Admission {
     /// Waits until state is as new as the call, where a majority answers within `patience`; whether it may be old.
     pub(super) async fn catch_up(&self, patience: Duration) -> bool {
         let is_stale = !matches!(timeout(patience, self.consensus.read_barrier()).await, Ok(Ok(())));
-        if !is_stale {
+        let mut stale_since = self.stale_since.lock();
+        if is_stale {
+            stale_since.get_or_insert_with(Instant::now);
+        } else {
+            *stale_since = None;
             self.readiness.caught_up();
         }
         is_stale

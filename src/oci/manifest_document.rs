@@ -4,8 +4,11 @@
 //! mark), strict where a wrong reading would let a broken image in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use flotilla_storage::Digest;
+use serde::Deserializer;
+use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -125,20 +128,70 @@ impl ManifestDocument {
 
 /// Every digest that is a value somewhere in a JSON document; none of any other document.
 fn mentions(text: &[u8]) -> Result<Vec<Digest>, Reason> {
-    let document: Value = serde_json::from_slice(text).unwrap_or_default();
-    let (mut found, mut rest) = (BTreeSet::new(), vec![&document]);
-    while let Some(value) = rest.pop() {
-        match value {
-            Value::String(text) => found.extend(text.parse::<Digest>().ok()),
-            Value::Array(values) => rest.extend(values),
-            Value::Object(fields) => rest.extend(fields.values()),
-            _ => {}
-        }
-        if found.len() > DESCRIPTORS_MAX {
-            return Err(format!("it mentions more than {DESCRIPTORS_MAX} digests"));
-        }
+    let mut found = BTreeSet::new();
+    let mut document = serde_json::Deserializer::from_slice(text);
+    let walked = Mentions(&mut found).deserialize(&mut document).and_then(|()| document.end());
+    match (found.len() > DESCRIPTORS_MAX, walked) {
+        (true, _) => Err(format!("it mentions more than {DESCRIPTORS_MAX} digests")),
+        (false, Ok(())) => Ok(found.into_iter().collect()),
+        (false, Err(_)) => Ok(Vec::new()),
     }
-    Ok(found.into_iter().collect())
+}
+
+/// Collects the digests of a document as it is read: held whole, one of a few bytes an item takes many times its size.
+struct Mentions<'a>(&'a mut BTreeSet<Digest>);
+
+impl<'de> DeserializeSeed<'de> for Mentions<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Mentions<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any JSON with so many digests")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.0.extend(text.parse::<Digest>().ok());
+        if self.0.len() > DESCRIPTORS_MAX { Err(E::invalid_length(self.0.len(), &self)) } else { Ok(()) }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<(), A::Error> {
+        while values.next_element_seed(Mentions(&mut *self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while fields.next_key::<IgnoredAny>()?.is_some() {
+            fields.next_value_seed(Mentions(&mut *self.0))?;
+        }
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
 }
 
 /// A media type without its parameters.

@@ -20,6 +20,9 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 /// The most descriptors of one page, so that its cost does not grow with the list.
 const PAGE_MAX: usize = 100;
 
+/// Rows that are read together: each may carry some MiB of annotations.
+const ROWS: usize = 10;
+
 /// A page is full at this many bytes of descriptors: clients refuse an index of 4 MiB.
 const PAGE_BYTES: usize = 2 << 20;
 
@@ -79,8 +82,8 @@ impl Found {
         let mut found = Self::default();
         let mut looked = 0;
         loop {
-            let rows = registry.referrers(repository, subject, after.as_ref(), PAGE_MAX)?;
-            let is_last = rows.len() < PAGE_MAX;
+            let rows = registry.referrers(repository, subject, after.as_ref(), ROWS)?;
+            let is_last = rows.len() < ROWS;
             looked += rows.len();
             for (digest, referrer) in rows {
                 if is_wanted(types, referrer.artifact_type.as_deref())

@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use flotilla_raft::Command;
-use flotilla_raft::settings::DOCUMENT_MAX;
+use flotilla_raft::settings::{DOCUMENT_MAX, Rules};
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
@@ -59,8 +59,10 @@ async fn put_settings(
 ) -> Result<HttpResponse, OciError> {
     let expected = revision::expected(&request)?;
     let (limit, pause) = (DOCUMENT_MAX as u64, oci.config.body_timeout);
-    let body = read_body(&request, payload, limit, pause, &mut oci.bodies.share()).await?;
+    let mut memory = oci.bodies.share();
+    let body = read_body(&request, payload, limit, pause, &mut memory).await?;
     let document = String::from_utf8(body.to_vec()).map_err(|_| refused("the document is not UTF-8"))?;
+    Rules::check(&document).map_err(|invalid| refused(&invalid.to_string()))?;
     let answer = oci.consensus.propose(Uuid::new_v4(), Command::PutSettings { document, expected }).await?;
     answer.result.map_err(|refusal| OciError::from(refusal).revision(answer.revision))?;
     let mut answered = HttpResponse::build(StatusCode::NO_CONTENT);

@@ -28,9 +28,12 @@ pub(super) fn parse_content_range(text: &str) -> Option<(u64, u64)> {
     ChunkRange::parse(text).map(|range| (range.first(), range.length()))
 }
 
+/// The path under which the peer port has what other nodes pass on.
+pub(crate) const FORWARDED_TO: &str = "/peer/v1/uploads/";
+
 /// Mounts what other nodes pass on. The app's data must hold the [`Replication`].
 pub(crate) fn configure_peer(services: &mut web::ServiceConfig) {
-    services.service(web::resource("/peer/v1/uploads/{repository:.+}/{upload}").to(forwarded));
+    services.service(web::resource(format!("{FORWARDED_TO}{{repository:.+}}/{{upload}}")).to(forwarded));
 }
 
 /// `POST /v2/<name>/blobs/uploads/`: opens a session, or with `?digest=` takes the whole blob at once. A mount was
@@ -138,7 +141,11 @@ async fn put(
 ) -> Result<HttpResponse, OciError> {
     let digest = closing_digest(request)?;
     let finished = async { appended(request, session, payload).await?.finish(digest).await };
-    let finished = finished.await.map_err(|error| refuse(error, Some(session)))?;
+    let finished = finished.await.map_err(|error| match error {
+        // Mostly the same request, whose client did not wait for its answer.
+        UploadError::Busy => OciError::unavailable("another request of this upload is being worked on; try again"),
+        error => refuse(error, Some(session)),
+    })?;
     Ok(created(session.repository(), &digest, finished.revision))
 }
 
@@ -149,7 +156,8 @@ async fn appended(
     payload: web::Payload,
 ) -> Result<Turn, UploadError> {
     let mut turn = session.turn().await?;
-    let length = chunk_length(request, turn.offset())?;
+    // A closing request that is repeated says where its body began the first time.
+    let length = if turn.is_sealed() { None } else { chunk_length(request, turn.offset())? };
     turn.append(payload.into_inner(), length).await?;
     Ok(turn)
 }

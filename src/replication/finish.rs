@@ -37,6 +37,8 @@ impl Turn {
                 *self.content = Content::Gone;
                 self.session.cancel();
             }
+            // Its file is lost, and nothing can be made of it any more.
+            Err(_) if matches!(*self.content, Content::Gone) => self.session.cancel(),
             Err(_) => self.roll_back().await?,
         }
         result
@@ -49,6 +51,10 @@ impl Turn {
             Content::Gone => return Err(UploadError::Unknown),
             Content::Memory(held) => {
                 if Digest::of(digest.algorithm(), held.bytes()) != digest {
+                    return Err(UploadError::DigestMismatch { digest });
+                }
+                // The id of the session is that of the request: under it a second digest would be answered as the first was.
+                if *self.session.proposed().get_or_init(|| digest) != digest {
                     return Err(UploadError::DigestMismatch { digest });
                 }
                 let body = Body::Inline(Bytes::copy_from_slice(held.bytes()));

@@ -3,8 +3,8 @@
 //! The offset is the end of the last request that completed. What an interrupted request brought is cut off again,
 //! at the latest when the next request begins: a client that asks for the offset is told bytes that all arrived.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -83,6 +83,8 @@ pub(crate) struct Session {
     offset: AtomicU64,
     cancelled: AtomicBool,
     touched: Mutex<Instant>,
+    /// The digest that was proposed under this session's id, where its bytes travel in the log.
+    proposed: OnceLock<Digest>,
 }
 
 /// Where a session's bytes are.
@@ -151,7 +153,13 @@ impl Session {
             offset: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             touched: Mutex::new(Instant::now()),
+            proposed: OnceLock::new(),
         }
+    }
+
+    /// The digest that was proposed under this session's id.
+    pub(super) fn proposed(&self) -> &OnceLock<Digest> {
+        &self.proposed
     }
 
     /// Its id, which is also the request id of the link that it ends in.
@@ -229,6 +237,11 @@ impl Turn {
         self.session.offset()
     }
 
+    /// Whether the bytes are durable here under their digest already, and its links are what is left to do.
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(*self.content, Content::Sealed { .. })
+    }
+
     /// Takes a request's body, of `length` bytes where that is known. It counts once [`Turn::commit`] or
     /// [`Turn::finish`] is called; after an error the session is where it was before.
     ///
@@ -239,7 +252,7 @@ impl Turn {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
     {
         // A closing request that is repeated with its body brings bytes that are durable here already.
-        if matches!(*self.content, Content::Sealed { .. }) {
+        if self.is_sealed() {
             return Ok(());
         }
         let result = self.receive(body, length).await;
@@ -307,6 +320,8 @@ impl Turn {
             && !held.bytes.is_empty()
         {
             file.push(Bytes::copy_from_slice(&held.bytes)).await?;
+            // Memory holds them until they are written: they belong to requests that are over.
+            file.writer.flush().await?;
         }
         *self.content = Content::File(file);
         Ok(())

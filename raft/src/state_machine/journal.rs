@@ -52,19 +52,37 @@ impl Journal {
     /// Appends an envelope under the log index that is being applied: to the last row of its block, even where an
     /// earlier one has room, so that what is read comes in the order in which it was written.
     pub(super) fn append(&self, state: &mut State<'_>, envelope: &[u8]) -> Result<(), StorageError> {
-        let mut last: Option<(Vec<u8>, Vec<u8>)> = None;
-        for key in self.block(state.index()) {
-            if let Some(row) = state.raw(&key)? {
-                last = Some((key, row));
-                continue;
-            }
-            let (key, mut row) =
-                last.filter(|(_, row)| row.len() + envelope.len() <= ROW_PART).unwrap_or((key, Vec::new()));
-            row.extend_from_slice(envelope);
-            state.put_raw(key, row);
-            return Ok(());
+        let parts = self.parts(state)?;
+        let last = match parts.checked_sub(1) {
+            Some(last) => state.raw(&self.row(state.index(), last))?.map(|row| (last, row)),
+            None => None,
+        };
+        let fits = |(_, row): &(u16, Vec<u8>)| row.len() + envelope.len() <= ROW_PART;
+        let (part, mut row) = last.filter(fits).unwrap_or((parts, Vec::new()));
+        if part == u16::MAX {
+            return Err(StorageError::Corrupt { what: "a journal's block without end".into() });
         }
-        Err(StorageError::Corrupt { what: "a journal's block without end".into() })
+        row.extend_from_slice(envelope);
+        state.put_raw(self.row(state.index(), part), row);
+        Ok(())
+    }
+
+    /// How many rows the block of the index has that is being applied. They begin at 0 and have no gaps, and one entry may
+    /// write thousands: so they are not counted one by one.
+    fn parts(&self, state: &State<'_>) -> Result<u16, StorageError> {
+        let has = |part: u16| Ok::<_, StorageError>(state.raw(&self.row(state.index(), part))?.is_some());
+        let (mut there, mut absent) = (0, 1);
+        if !has(0)? {
+            return Ok(0);
+        }
+        while absent < u16::MAX && has(absent)? {
+            (there, absent) = (absent, absent.saturating_mul(2));
+        }
+        while absent - there > 1 {
+            let middle = there + (absent - there) / 2;
+            if has(middle)? { there = middle } else { absent = middle }
+        }
+        Ok(absent)
     }
 }
 

@@ -40,12 +40,15 @@ pub(super) fn put(state: &mut State<'_>, put: &ManifestPut) -> Applied {
     }
     garbage::put_blob(state, &put.digest, blob, state.time_ms())?;
     if is_new {
-        let record = record(put, state);
+        let mut record = record(put, state);
         state.count(&put.repository, 0, 1)?;
         garbage::begin_uses(state, &put.repository, &record)?;
         count_children(state, &put.repository, &record, 1)?;
         // Only now, so that what both name is used all the time.
-        garbage::drop_former(state, &put.repository, &put.digest)?;
+        if garbage::drop_former(state, &put.repository, &put.digest)?.is_some() {
+            // A tag pointed at it, which history may still be asked for.
+            record.tagged = true;
+        }
         state.put(key, &record)?;
         if let Some(subject) = &put.subject {
             state.put(keys::referrer(&put.repository, subject, &put.digest), &referrer(put))?;

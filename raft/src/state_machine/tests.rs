@@ -400,6 +400,29 @@ fn changes_lie_in_the_order_in_which_they_were_made() {
     assert!(places.is_sorted(), "{:?}", places.windows(2).find(|pair| pair[0] > pair[1]));
 }
 
+/// They fill hundreds of rows of one block, the last of which is not looked for one by one.
+#[test]
+fn the_changes_of_a_manifest_with_thousands_of_tags_lie_in_order() {
+    let mut memory = Memory::default();
+    let tags = |range: std::ops::Range<u32>| range.map(|tag| format!("t{tag:04}")).collect::<Vec<_>>().join(",");
+    for hundred in 0..50 {
+        let answer = memory.one(command(&format!("put r m {} -", tags(hundred * 100..(hundred + 1) * 100))));
+        assert!(answer.result.is_ok(), "{answer:?}");
+    }
+    let deleted = memory.one(command("delete-manifest r m"));
+    assert!(deleted.result.is_ok());
+    let mut found = Vec::new();
+    for key in CHANGES.block(deleted.revision) {
+        let Some(row) = memory.rows.get(&key) else { break };
+        for envelope in envelopes(row) {
+            let (place, change): (Place, Change) = wire::decode(Kind::Row, envelope.expect("whole")).expect("sound");
+            found.extend(change.tag.filter(|_| place.revision == deleted.revision).map(|tag| (place.number, tag)));
+        }
+    }
+    assert_eq!(found.len(), 5_000);
+    assert!(found.is_sorted());
+}
+
 #[test]
 fn a_request_that_comes_again_is_answered_and_not_applied_again() {
     let mut memory = Memory::default();

@@ -103,6 +103,20 @@ impl Audience {
         seats.watchers == 0
     }
 
+    /// Everything up to here was told: nothing was wanted of what came after the last change.
+    pub(super) fn passed(&self, place: Place) {
+        let mut seats = self.0.lock();
+        seats.place = seats.place.max(place);
+    }
+
+    /// Ends the channels of all who watch: some changes are forgotten that were not told. They ask state for the rest, and
+    /// hear there whether something is missing.
+    pub(super) fn interrupt(&self) {
+        let mut seats = self.0.lock();
+        seats.repositories.values_mut().for_each(Group::clear);
+        seats.patterns.values_mut().for_each(|(_, group)| group.clear());
+    }
+
     /// Tells one change to all who want it. A watcher that is too far behind hears the end of its channel.
     pub(super) fn tell(&self, place: Place, change: Change) {
         // A lock for each change, not for all of a batch: others join in between.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use actix_web::web;
 use flotilla_raft::{Consensus, Place};
+use flotilla_storage::StorageError;
 use tokio_util::sync::CancellationToken;
 
 use super::audience::{Audience, Seat, Wanted};
@@ -56,27 +57,36 @@ impl Feed {
             applied = consensus.applied_index();
             match self.audience.skip_to(Place::after(applied)) {
                 true => place = Place::after(applied),
-                false => place = self.pass_on(&consensus, place).await,
+                false => place = self.pass_on(&consensus, place, Place::after(applied)).await,
             }
         }
     }
 
-    async fn pass_on(&self, consensus: &Consensus, mut place: Place) -> Place {
+    /// Tells what is between two places, and maybe more; says how far it came.
+    async fn pass_on(&self, consensus: &Consensus, mut place: Place, applied: Place) -> Place {
         loop {
             let registry = consensus.registry().clone();
-            let changes = match web::block(move || registry.changes(place, BATCH_MAX)).await {
-                Ok(Ok(changes)) => changes,
+            // The floor after the changes: some may have been forgotten while they were read.
+            let read = move || Ok((registry.changes(place, BATCH_MAX)?, Place::after(registry.history_floor()?)));
+            let (changes, floor) = match web::block(read).await {
+                Ok(Ok::<_, StorageError>(read)) => read,
                 Ok(Err(_)) | Err(_) => {
                     tokio::time::sleep(AFTER_ERROR).await;
                     return place;
                 }
             };
             let is_all = changes.len() < BATCH_MAX;
+            if place < floor {
+                // A node that was away for long goes on far behind what it told last.
+                self.audience.interrupt();
+            }
             for (at, change) in changes {
                 self.audience.tell(at, change);
                 place = at;
             }
             if is_all {
+                place = place.max(applied);
+                self.audience.passed(place);
                 return place;
             }
         }

@@ -112,7 +112,8 @@ pub(super) async fn rollback(
 ) -> Result<HttpResponse, OciError> {
     let (repository, tag) = parsed(path)?;
     let condition = condition::of(&request)?;
-    let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
+    let mut memory = oci.bodies.share();
+    let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut memory).await?;
     let Object(Rollback { revision }) = serde_json::from_slice(&body)
         .map_err(|error| OciError::bad_request(Code::Unsupported, format!("not {{\"revision\": N}}: {error}")))?;
     past::reach(&oci, revision).await?;

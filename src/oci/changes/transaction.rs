@@ -55,7 +55,8 @@ pub(super) async fn change_tags(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, OciError> {
-    let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut oci.bodies.share()).await?;
+    let mut memory = oci.bodies.share();
+    let body = read_body(&request, payload, BODY_MAX, oci.config.body_timeout, &mut memory).await?;
     let Object(transaction): Object<Transaction> =
         serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))?;
     let changes = checked(transaction.changes)?;
