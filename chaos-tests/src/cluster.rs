@@ -585,6 +585,8 @@ pub struct Held {
     pub held_bytes: u64,
     /// Files that should be there and are not.
     pub missing: u64,
+    /// How many of these no node that answers has.
+    pub nowhere: u64,
     /// Files that are there and belong to others.
     pub surplus: u64,
     /// Whether all were compared since nodes came or went.

@@ -106,7 +106,7 @@ pub struct Alias {
     pub repositories: String,
 }
 
-/// One rule about immutable tags. Patterns are globs: `*` stays within a segment of a name, `**` does not.
+/// One rule about immutable tags. Patterns are globs: `*` stays within a segment of a name, `**` stands for whole ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImmutableTags {

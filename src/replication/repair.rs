@@ -54,8 +54,10 @@ pub(super) struct Repair {
     compared: Compared,
     /// A comparison of everything that is under way.
     scan: Option<Scan>,
-    /// When the next is due. Comes in the middle of one if that may have missed something.
+    /// When the next is due.
     next_scan: Instant,
+    /// News were lost since it began: another one follows at once.
+    missed: bool,
 }
 
 /// A comparison of everything, a page at a time, so that fetches and news go on beside it.
@@ -101,6 +103,7 @@ impl Repair {
             compared: Compared::default(),
             scan: None,
             next_scan: Instant::now(),
+            missed: false,
         }
     }
 
@@ -126,7 +129,7 @@ impl Repair {
                                 // What was missed can only be found by comparing. The rest of what waits goes with it: read one
                                 // by one behind a full buffer, the next event would be missed again.
                                 applied = applied.resubscribe();
-                                self.next_scan = Instant::now();
+                                self.missed = true;
                             }
                             Err(RecvError::Closed) => return,
                         }
@@ -145,14 +148,15 @@ impl Repair {
                 self.committed(digest, size);
             }
             AppliedBlob::Collected => {}
-            AppliedBlob::Everything => self.next_scan = Instant::now(),
+            AppliedBlob::Everything => self.missed = true,
         }
     }
 
     async fn step(&mut self) -> Result<(), StorageError> {
         let consensus = self.replication.consensus();
         let current = Compared { layout: consensus.layout_revision(), rules: consensus.rules().revision() };
-        if current != self.compared || (self.scan.is_none() && self.next_scan <= Instant::now()) {
+        let is_due = self.scan.is_none() && (self.missed || self.next_scan <= Instant::now());
+        if current != self.compared || is_due {
             self.begin_scan().await?;
             self.compared = current;
         }
@@ -183,7 +187,7 @@ impl Repair {
             return;
         }
         if self.fresh.len() >= FRESH_MAX {
-            self.next_scan = Instant::now();
+            self.missed = true;
             return;
         }
         self.fresh.push_back(Fresh { digest, size, due: Instant::now() + GRACE, put_off: 0 });
@@ -225,8 +229,7 @@ impl Repair {
     /// Begins to compare everything; gives up the comparison that is under way.
     async fn begin_scan(&mut self) -> Result<(), StorageError> {
         let started = Instant::now();
-        self.next_scan = started + SCAN_EVERY;
-        self.scan = None;
+        (self.scan, self.missed) = (None, false);
         let (consensus, default) = (self.replication.consensus().clone(), self.replication.config().replicas);
         let replicas = blocking(move || consensus.registry().replicas(&consensus.rules(), default)).await??;
         *self.replication.inner.replicas.write() = replicas;
@@ -242,6 +245,11 @@ impl Repair {
         if page.next.is_some() {
             scan.after = page.next;
             self.scan = Some(scan);
+            return Ok(());
+        }
+        self.next_scan = Instant::now() + SCAN_EVERY;
+        if self.missed {
+            // What this one found is counted, and not yet all that there is.
             return Ok(());
         }
         self.replication.tally().compared(&scan.seen, self.compared);

@@ -172,9 +172,19 @@ async fn last_copies(cluster: &mut Cluster) -> Result<()> {
     for digest in &pushed {
         each(cluster)[0].pull_blob("last/app", digest).await?;
     }
+    let lost = cluster.status(cluster.node(0)).await?.member("n3").and_then(|member| Some(member.blobs.as_ref()?.held));
     let (done, said) = node(cluster, 0, &["remove", "n3", "--force"]).await?;
     ensure!(done && said.contains("forced although: it holds"), "{said}");
-    Ok(())
+    // What has gone with it is told of, and keeps no newcomer from its vote.
+    cluster.add(&[])?;
+    has_voters(cluster, 0, 3, 3).await?;
+    until_ok(SOON, "what is nowhere is told of", async || {
+        let status = cluster.status(cluster.node(0)).await?;
+        let nowhere: u64 = status.nodes.iter().filter_map(|member| Some(member.blobs.as_ref()?.nowhere)).sum();
+        ensure!(Some(nowhere) == lost, "{nowhere} are nowhere, {lost:?} were on n3 alone: {:?}", status.nodes);
+        Ok(())
+    })
+    .await
 }
 
 /// C44: a data directory of another cluster, a copy of one that is in use, and that of a removed node: none of them takes
