@@ -337,16 +337,16 @@ impl Consensus {
         self.inner.liveness.clock_agrees(&self.members())
     }
 
-    /// The time that this node, as the leader, puts on an entry: none (0) while most others have another, so that a clock
-    /// that jumped does not move the time of state on, which never goes back.
+    /// The time that this node, as the leader, puts on an entry. Its own clock alone does not decide: one that jumped would
+    /// move the time of state on, which never goes back.
     fn stamp_ms(&self) -> u64 {
-        if self.inner.liveness.clock_is_contradicted(&self.members()) { 0 } else { now_ms() }
+        self.inner.liveness.time_ms(&self.members())
     }
 
-    /// How many nodes have a blob before a push is acknowledged, where `min_copies` are wanted: fewer where there are not as
-    /// many, or a single voter.
-    pub fn copies_needed(&self, min_copies: usize) -> usize {
-        crate::member::copies_needed(&self.members(), min_copies)
+    /// How many nodes have a blob before a push is acknowledged, where `min_copies` of `replicas` are wanted: fewer where
+    /// there are not as many, or a single voter.
+    pub fn copies_needed(&self, replicas: usize, min_copies: usize) -> usize {
+        crate::member::copies_needed(&self.members(), replicas, min_copies)
     }
 
     /// Whether a node can be asked for a promise now: it answers, and is not so far behind the log that its promise would be

@@ -47,11 +47,15 @@ struct Seen {
 }
 
 impl Seen {
-    /// How far its clock is from ours now, in milliseconds, about. Looked at anew each time: either clock may have been set
-    /// since the last word.
-    fn clock_off_ms(&self) -> Option<u64> {
+    /// Its clock now, about, in milliseconds since the Unix epoch.
+    fn clock_ms(&self) -> Option<u64> {
         let (pong, at) = self.pong.as_ref()?;
-        Some((pong.time_ms + at.elapsed().as_millis() as u64).abs_diff(now_ms()))
+        Some(pong.time_ms.saturating_add(at.elapsed().as_millis() as u64))
+    }
+
+    /// How far it is from ours, in milliseconds. Looked at anew each time: ours may have been set since its last word.
+    fn clock_off_ms(&self) -> Option<u64> {
+        Some(self.clock_ms()?.abs_diff(now_ms()))
     }
 }
 
@@ -103,27 +107,34 @@ impl Liveness {
 
     /// Whether this node's clock is close to those of a majority of the voters.
     pub(crate) fn clock_agrees(&self, members: &[Member]) -> bool {
-        let (close, _, all) = self.clocks(members);
+        let seen = self.shared.seen.lock();
+        let off_ms = |voter: &Member| seen.get(&voter.id).and_then(Seen::clock_off_ms);
+        let agrees = |voter: &Member| {
+            voter.id == self.shared.own_id || off_ms(voter).is_some_and(|off_ms| off_ms <= CLOCK_MAX_MS)
+        };
+        let voters = members.iter().filter(|member| member.voter);
+        let (all, close) = voters.fold((0, 0), |(all, close), voter| (all + 1, close + usize::from(agrees(voter))));
         close > all / 2
     }
 
-    /// Whether most of the voters that were heard of, this node among them, have another time. Before any was, none has.
-    pub(crate) fn clock_is_contradicted(&self, members: &[Member]) -> bool {
-        let (close, heard, _) = self.clocks(members);
-        close <= heard / 2 && heard > 0
-    }
-
-    /// How many voters have this node's time, how many were heard of, and how many there are. This node counts as one.
-    fn clocks(&self, members: &[Member]) -> (usize, usize, usize) {
+    /// The time that most of the voters have, in milliseconds since the Unix epoch: this node's own, unless most of those that
+    /// were heard of contradict it; then what lies in the middle.
+    pub(crate) fn time_ms(&self, members: &[Member]) -> u64 {
+        let own_ms = now_ms();
         let seen = self.shared.seen.lock();
-        members.iter().filter(|member| member.voter).fold((0, 0, 0), |(close, heard, all), voter| {
-            let off_ms = match voter.id == self.shared.own_id {
-                true => Some(0),
-                false => seen.get(&voter.id).and_then(Seen::clock_off_ms),
-            };
-            let is_close = off_ms.is_some_and(|off_ms| off_ms <= CLOCK_MAX_MS);
-            (close + usize::from(is_close), heard + usize::from(off_ms.is_some()), all + 1)
-        })
+        let voters = members.iter().filter(|member| member.voter);
+        let mut clocks: Vec<u64> = voters
+            .filter_map(|voter| match voter.id == self.shared.own_id {
+                true => Some(own_ms),
+                false => seen.get(&voter.id).and_then(Seen::clock_ms),
+            })
+            .collect();
+        clocks.sort_unstable();
+        let others = clocks.iter().filter(|clock| clock.abs_diff(own_ms) > CLOCK_MAX_MS).count();
+        match clocks.get(clocks.len().saturating_sub(1) / 2) {
+            Some(middle) if 2 * others > clocks.len() => *middle,
+            _ => own_ms,
+        }
     }
 
     /// How far a reachable node's clock is from ours, in milliseconds, about.
@@ -202,16 +213,17 @@ mod tests {
         let voter = |id| Member { id, record: NodeRecord::default(), voter: true, seat: Seat::default() };
         let members: Vec<Member> = (1..=3).map(voter).collect();
         let liveness = Liveness::new(1);
+        let off_by = |liveness: &Liveness| (liveness.time_ms(&members) + 500 - now_ms()) / 1000;
         let says = |id, time_ms| {
             let (version, blobs) = (String::new(), BlobCounts::default());
             liveness.heard(id, Ok(Pong { id, applied_index: 1, version, blobs, time_ms }));
-            (liveness.clock_agrees(&members), liveness.clock_is_contradicted(&members))
+            (liveness.clock_agrees(&members), off_by(&liveness))
         };
         // Nobody was heard of: nothing says that this node is wrong, nor that it is right.
-        assert_eq!((liveness.clock_agrees(&members), liveness.clock_is_contradicted(&members)), (false, false));
-        assert_eq!(says(2, now_ms() + 60_000), (false, true));
-        assert_eq!(says(3, now_ms()), (true, false));
-        assert_eq!(says(3, now_ms() - 60_000), (false, true));
-        assert_eq!(says(2, now_ms() + 2_000), (true, false));
+        assert_eq!((liveness.clock_agrees(&members), off_by(&liveness)), (false, 0));
+        assert_eq!(says(2, now_ms() + 60_000), (false, 0));
+        assert_eq!(says(3, now_ms()), (true, 0));
+        assert_eq!(says(3, now_ms() + 80_000), (false, 60), "two against one: the one in the middle");
+        assert_eq!(says(2, now_ms() + 2_000), (true, 0));
     }
 }

@@ -30,12 +30,14 @@ pub struct Member {
     pub seat: Seat,
 }
 
-/// How many of the members have a blob before a push is acknowledged, where `min_copies` are wanted: no more than there are
-/// that are not drained, and one where a single voter acknowledges what the blob is called.
-pub(crate) fn copies_needed(members: &[Member], min_copies: usize) -> usize {
+/// How many of the members have a blob before a push is acknowledged, where `min_copies` of `replicas` are wanted: no more than
+/// there are that are not drained; where a majority of the replicas is wanted, no more than one of those that there are; and one
+/// where a single voter acknowledges what the blob is called.
+pub(crate) fn copies_needed(members: &[Member], replicas: usize, min_copies: usize) -> usize {
     let voters = members.iter().filter(|member| member.voter).count();
     let stay = members.iter().filter(|member| !member.seat.draining).count();
-    if voters < 2 { 1 } else { min_copies.min(stay).max(1) }
+    let limit = if min_copies > replicas / 2 + 1 { stay } else { replicas.min(stay) / 2 + 1 };
+    if voters < 2 { 1 } else { min_copies.min(limit).min(stay).max(1) }
 }
 
 /// A member's place in the layout by which blobs are spread over the nodes.
@@ -77,9 +79,13 @@ mod tests {
             };
             text.chars().zip(1..).map(member).collect()
         };
-        let needed = |text, min_copies| copies_needed(&members(text), min_copies);
-        assert_eq!([needed("V", 2), needed("VL", 2), needed("VLL", 2)], [1, 1, 1]);
-        assert_eq!([needed("VV", 2), needed("VVV", 2), needed("VVVL", 2), needed("VVVVV", 3)], [2, 2, 2, 3]);
-        assert_eq!([needed("VVV", 1), needed("Vdd", 2), needed("ddd", 2), needed("", 2)], [1, 1, 1, 1]);
+        let needed = |text, replicas, min_copies| copies_needed(&members(text), replicas, min_copies);
+        let of_three = |text| needed(text, 3, 2);
+        assert_eq!([of_three("V"), of_three("VL"), of_three("VLL")], [1, 1, 1]);
+        assert_eq!([of_three("VV"), of_three("VVV"), of_three("VVVL"), of_three("VVVVV")], [2, 2, 2, 2]);
+        assert_eq!([of_three("Vdd"), of_three("ddd"), of_three(""), needed("VVV", 3, 1)], [1, 1, 1, 1]);
+        // A majority of five is one of three where there are three, and one of them may fail.
+        assert_eq!([needed("VVV", 5, 3), needed("VVVV", 5, 3), needed("VVVVV", 5, 3)], [2, 3, 3]);
+        assert_eq!([needed("VVV", 3, 3), needed("VVVVV", 3, 3)], [3, 3], "who wants more gets more");
     }
 }

@@ -231,7 +231,8 @@ impl Consensus {
         let members = self.members();
         let Some(member) = members.iter().find(|member| member.id == id) else { return RemoveReply::Unknown };
         let seen: Vec<Seen> = join_all(members.iter().map(|member| self.look_at(member))).await;
-        let copies_min = self.copies_needed(self.fewest_replicas().min(self.options().min_copies));
+        let copies_min =
+            self.copies_needed(self.options().replicas, self.fewest_replicas().min(self.options().min_copies));
         if let Some(refusal) = removal_refused(&seen, id, how, copies_min) {
             return RemoveReply::Refused(refusal);
         }

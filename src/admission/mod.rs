@@ -41,8 +41,8 @@ pub(crate) struct Admission {
     bodies: Budget,
     readiness: Readiness,
     policies: state::Policies,
-    /// Since when no majority has said that state is the latest, as far as was asked; a majority may answer pings all the while.
-    stale_since: Mutex<Option<Instant>>,
+    /// Since when, and when last, no majority said that state is the latest; a majority may answer pings all the while.
+    stale: Mutex<Option<(Instant, Instant)>>,
     pub(crate) metrics: metrics::Metrics,
 }
 
@@ -55,7 +55,7 @@ impl Admission {
             bodies: Budget::new(BODIES_MAX),
             readiness,
             policies,
-            stale_since: Mutex::default(),
+            stale: Mutex::default(),
             metrics: metrics::Metrics::default(),
         }
     }

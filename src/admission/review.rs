@@ -111,8 +111,12 @@ impl Review {
             None => return Err(denied(format!("{} is missing", field_of(&place.spec)))),
         };
         let images = found.into_iter().filter(|(list, image)| !known.contains(&(*list, image.text.clone())));
+        let images: Vec<Image> = images.map(|(_, image)| image).collect();
+        if images.len() > IMAGES_MAX {
+            return Err(denied(format!("it brings {} images, more than {IMAGES_MAX}", images.len())));
+        }
         Ok(Self {
-            images: images.map(|(_, image)| image).collect(),
+            images,
             is_template: place.is_template,
             // Pods alone can be mirrors.
             is_fixed: !place.is_template && object.pointer(MIRROR_ANNOTATION).is_some(),
@@ -215,9 +219,6 @@ fn images(object: &Value, spec: &str) -> Result<Option<Vec<(&'static str, Image)
                 text: text.to_owned(),
             };
             found.push((list, image));
-        }
-        if found.len() > IMAGES_MAX {
-            return Err(format!("{place} brings the pod to more than {IMAGES_MAX} images"));
         }
     }
     Ok(Some(found))

@@ -37,6 +37,9 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// How long the readiness probe waits for the others; a probe of Kubernetes waits a second.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 
+/// Two looks at how fresh state is belong together if no more time lies between them; a probe looks every ten seconds.
+const ASKED_WITHIN: Duration = Duration::from_secs(60);
+
 /// The longest that a caller's word counts (Kubernetes allows 30 s).
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
@@ -200,7 +203,7 @@ impl Admission {
         if !is_stale {
             return None;
         }
-        let stale_for = self.stale_since.lock().map_or(Duration::ZERO, |since| since.elapsed());
+        let stale_for = self.stale.lock().map_or(Duration::ZERO, |(since, _)| since.elapsed());
         let (settings, lost) = (&self.config.admission, self.consensus.quorum_lost_for().max(stale_for));
         match (settings.without_quorum, settings.max_staleness) {
             (WithoutQuorum::Deny, _) => Some(
@@ -218,11 +221,12 @@ impl Admission {
     /// Waits until state is as new as the call, where a majority answers within `patience`; whether it may be old.
     pub(super) async fn catch_up(&self, patience: Duration) -> bool {
         let is_stale = !matches!(timeout(patience, self.consensus.read_barrier()).await, Ok(Ok(())));
-        let mut stale_since = self.stale_since.lock();
-        if is_stale {
-            stale_since.get_or_insert_with(Instant::now);
-        } else {
-            *stale_since = None;
+        let (mut stale, now) = (self.stale.lock(), Instant::now());
+        // What lies long back says nothing of the time since, in which nobody asked.
+        let since = stale.filter(|(_, last)| now - *last < ASKED_WITHIN).map_or(now, |(since, _)| since);
+        *stale = is_stale.then_some((since, now));
+        drop(stale);
+        if !is_stale {
             self.readiness.caught_up();
         }
         is_stale

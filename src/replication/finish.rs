@@ -53,10 +53,6 @@ impl Turn {
                 if Digest::of(digest.algorithm(), held.bytes()) != digest {
                     return Err(UploadError::DigestMismatch { digest });
                 }
-                // The id of the session is that of the request: under it a second digest would be answered as the first was.
-                if *self.session.proposed().get_or_init(|| digest) != digest {
-                    return Err(UploadError::DigestMismatch { digest });
-                }
                 let body = Body::Inline(Bytes::copy_from_slice(held.bytes()));
                 let size = held.bytes().len() as u64;
                 return self.link(digest, size, body).await?.map_err(|refusal| refused(&refusal));
@@ -127,6 +123,10 @@ impl Turn {
 
     async fn link(&self, digest: Digest, size: u64, body: Body) -> Result<Result<Finished, Refusal>, UploadError> {
         self.session.check_open()?;
+        // The id of the session is that of the request: under it a second digest would be answered as the first was.
+        if *self.session.proposed().get_or_init(|| digest) != digest {
+            return Err(UploadError::DigestMismatch { digest });
+        }
         let repository = self.session.repository().clone();
         let command = Command::LinkBlob { repository, digest, size, body };
         match self.session.replication().consensus().propose(self.session.id(), command).await {

@@ -37,11 +37,11 @@ const FETCHES: usize = 3;
 const SCAN_EVERY: Duration = Duration::from_secs(600);
 
 /// Rows of state read at a time by a scan.
-const SCAN_ROWS: usize = 1_000;
+const SCAN_ROWS: usize = 200;
 
 /// The pause after a failed fetch doubles from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
+const LAST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The repair of one node.
 pub(super) struct Repair {
@@ -157,8 +157,8 @@ impl Repair {
         let current = Compared { layout: consensus.layout_revision(), rules: consensus.rules().revision() };
         let is_due = self.scan.is_none() && (self.missed || self.next_scan <= Instant::now());
         if current != self.compared || is_due {
-            self.begin_scan().await?;
             self.compared = current;
+            self.begin_scan().await?;
         }
         self.scan_a_page().await?;
         self.look_for_fresh().await?;
@@ -302,6 +302,10 @@ impl Repair {
                 if is_nowhere && before.is_some() {
                     self.replication.tally().nowhere(&digest);
                 }
+                if is_nowhere && self.replication.blobs().is_unreadable(&digest) {
+                    // Better than nothing: perhaps its disk failed for a while only.
+                    self.replication.suspect(digest);
+                }
                 let is_lasting = length == LAST_PAUSE && before != Some(LAST_PAUSE);
                 if is_lasting && is_nowhere {
                     tracing::error!(
@@ -333,15 +337,17 @@ impl Replication {
             None
         });
         let is_here = found == Some(size);
+        let is_good = is_here && !self.blobs().is_unreadable(digest);
         if found.is_some() && !is_here {
             // No copy, whatever its name is.
             self.suspect(*digest);
         }
-        Ok(match (placed.contains(&own), is_here) {
-            (true, true) => Found::Held,
-            (true, false) => Found::Missing,
-            (false, true) => Found::Surplus,
-            (false, false) => Found::Elsewhere,
+        Ok(match placed.contains(&own) {
+            true if is_good => Found::Held,
+            true => Found::Missing,
+            // What cannot be read now may be the last copy all the same.
+            false if is_here => Found::Surplus,
+            false => Found::Elsewhere,
         })
     }
 

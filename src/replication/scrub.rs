@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::Replication;
 use super::keep::Claim;
 use super::rate::Rate;
-use super::tally::Found;
 use super::writer::blocking;
 
 /// Where the position is kept, so that a restart does not begin anew.
@@ -309,7 +308,7 @@ impl Replication {
             Ok(None) => return Ok(false),
             Err(error) => {
                 tracing::error!(%digest, %error, "a blob's file cannot be opened: a copy is fetched");
-                return self.wants_another(digest).await.map(|()| false);
+                return self.wants_another(digest, None).await.map(|()| false);
             }
         };
         let mut reading =
@@ -333,7 +332,7 @@ impl Replication {
                 // A disk that fails for a while says nothing about what is on it, so the file stays until there is another.
                 Err(error) => {
                     tracing::error!(%digest, %error, "a blob's file cannot be read: a copy is fetched");
-                    return self.wants_another(digest).await.map(|()| false);
+                    return self.wants_another(digest, Some(reading.blob)).await.map(|()| false);
                 }
             }
         }
@@ -354,15 +353,13 @@ impl Replication {
     }
 
     /// This node's file is of no use: another node's takes its place.
-    async fn wants_another(&self, digest: Digest) -> Result<(), StorageError> {
-        self.blobs().found_unreadable(&digest);
-        let registry = self.consensus().registry().clone();
-        if let Some(size) = blocking(move || registry.file_blob(&digest)).await??
-            && self.belongs_here(&digest)
-        {
-            self.tally().record(&digest, size, Found::Missing);
-        }
-        Ok(())
+    async fn wants_another(&self, digest: Digest, blob: Option<BlobFile>) -> Result<(), StorageError> {
+        let replication = self.clone();
+        blocking(move || {
+            replication.blobs().found_unreadable(&digest, blob.as_ref());
+            replication.count(&digest)
+        })
+        .await?
     }
 
     /// A good copy is fetched in its place. Blocks.

@@ -84,6 +84,8 @@ async fn head_blob(app: App, path: web::Path<String>, query: web::Query<HeadQuer
     // The promise first: see `Promises`.
     let promised = app.consensus().promises().promise(&digest);
     match size(&app, digest).await {
+        // Whoever asks counts on it.
+        Ok(Some(_)) if app.blobs().is_unreadable(&digest) => HttpResponse::NotFound().finish(),
         Ok(Some(size)) => HttpResponse::Ok()
             .insert_header((PROMISED_HEADER, promised))
             .no_chunking(size)

@@ -83,7 +83,7 @@ pub(crate) struct Session {
     offset: AtomicU64,
     cancelled: AtomicBool,
     touched: Mutex<Instant>,
-    /// The digest that was proposed under this session's id, where its bytes travel in the log.
+    /// The digest that was proposed under this session's id.
     proposed: OnceLock<Digest>,
 }
 

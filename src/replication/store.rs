@@ -169,7 +169,7 @@ impl Copying {
 
     /// How many nodes must have it durably.
     fn needed(&self) -> usize {
-        self.replication.consensus().copies_needed(self.wanted.min_copies)
+        self.replication.consensus().copies_needed(self.wanted.replicas, self.wanted.min_copies)
     }
 
     /// How many of these are others: this one counts unless it is drained.

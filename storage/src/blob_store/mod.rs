@@ -43,7 +43,7 @@ struct Inner {
     /// Digests whose file has its name already, but whose folder is not synced yet, with the number of seals under
     /// way. Until then they count as absent: «I have it» must never be said of what a power cut may take away.
     unsynced: Mutex<HashMap<Digest, usize>>,
-    /// Digests whose file cannot be read: it counts as absent until another takes its place, or it can be read again.
+    /// Digests whose file could not be read, until another takes its place or it can be read again.
     unreadable: Mutex<HashSet<Digest>>,
     /// Held while a file takes a blob's name or loses it.
     naming: Mutex<()>,
@@ -130,20 +130,27 @@ impl BlobStore {
         }
     }
 
-    /// The size of a blob in bytes; `None` if this node does not hold it, or is known not to be able to read it.
+    /// The size of a blob in bytes; `None` if this node does not hold it.
     ///
     /// # Errors
     /// `Io`.
     pub fn size(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
         let found = self.size_on_disk(digest)?;
         // After the look: what was found may have its name since a moment ago.
-        let counts = !self.is_unsynced(digest) && !self.inner.unreadable.lock().contains(digest);
-        Ok(found.filter(|_| counts))
+        Ok(found.filter(|_| !self.is_unsynced(digest)))
     }
 
-    /// A blob's file cannot be read. It stays, and counts as absent.
-    pub fn found_unreadable(&self, digest: &Digest) {
-        self.inner.unreadable.lock().insert(*digest);
+    /// Whether a blob's file could not be read when that was tried last: it is no copy to count on.
+    pub fn is_unreadable(&self, digest: &Digest) -> bool {
+        self.inner.unreadable.lock().contains(digest)
+    }
+
+    /// A blob's file cannot be read, this one if it was opened and has its name still. It stays.
+    pub fn found_unreadable(&self, digest: &Digest, blob: Option<&BlobFile>) {
+        let _turn = self.inner.naming.lock();
+        if blob.is_none_or(|blob| blob.is_at(&self.path(digest))) {
+            self.inner.unreadable.lock().insert(*digest);
+        }
     }
 
     /// A blob's file can be read; says whether it could not before.
@@ -263,13 +270,16 @@ impl BlobStore {
         };
         let renamed = {
             let _turn = self.inner.naming.lock();
-            fs::rename(staged, &target).map_err(|error| StorageError::io(&target, error))
+            let renamed = fs::rename(staged, &target).map_err(|error| StorageError::io(&target, error));
+            if renamed.is_ok() {
+                self.found_readable(digest);
+            }
+            renamed
         };
         if renamed.is_ok() {
             // After a power cut the rename itself may be lost, and we would have acknowledged a blob that no node can
             // find. If this sync fails, the digest stays on the list: whether the name is durable is unknown for good.
             durable_file::sync_folder(&self.inner.layout.folder(digest))?;
-            self.found_readable(digest);
         }
         if !is_there {
             let mut unsynced = self.inner.unsynced.lock();
