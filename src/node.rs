@@ -1,5 +1,6 @@
 //! One node: builds storage → raft → services → HTTP, and stops them in the opposite order.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +40,10 @@ const BACKLOG: u32 = 4096;
 /// How long a review that is being decided may keep a node from stopping.
 const WEBHOOK_MAX: Duration = Duration::from_secs(5);
 
+/// How long an address is waited for that another process has, and how often it is tried.
+const IN_USE_MAX: Duration = Duration::from_secs(5);
+const IN_USE_TRIED_EACH: Duration = Duration::from_millis(50);
+
 /// How long a node that finds no majority after its start waits before it serves what it has.
 const SERVE_ALONE_AFTER: Duration = Duration::from_secs(30);
 
@@ -48,8 +53,8 @@ const SERVE_ALONE_AFTER: Duration = Duration::from_secs(30);
 /// What cannot be opened or bound, or why the node had to stop by itself.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
-    let clients = bind(config.listen, "listen")?;
-    let peers = bind(config.peer_listen, "peer_listen")?;
+    let clients = bind(config.listen, "listen").await?;
+    let peers = bind(config.peer_listen, "peer_listen").await?;
     let (lock, node_id, cluster_id, blobs) = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || open(&config)).await??
@@ -76,7 +81,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(client_server);
     let webhooks = match (config.admission.listen, tls) {
         (Some(listen), Some(tls)) => {
-            let listener = bind(listen, "admission.listen")?;
+            let listener = bind(listen, "admission.listen").await?;
             tokio::spawn(tls.clone().follow());
             let (server, handle) = serve_webhooks(listener, &admission, tls.server_config())?;
             tokio::spawn(server);
@@ -150,8 +155,18 @@ fn options(config: &Config, node_id: NodeId, cluster_id: Option<Uuid>) -> Option
     }
 }
 
-fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} (option `{option}`)"))
+/// Waits for an address that is in use: a process that was killed has it until the last of its threads has ended, and one that
+/// syncs takes its time.
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    let began = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && began.elapsed() < IN_USE_MAX => {
+                tokio::time::sleep(IN_USE_TRIED_EACH).await;
+            }
+            bound => return bound.with_context(|| format!("cannot listen on {address} (option `{option}`)")),
+        }
+    }
 }
 
 type Server = actix_web::dev::Server;
