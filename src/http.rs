@@ -214,7 +214,8 @@ async fn accompany(
     Ok(answer.map_body(|_, body| Accompanied { body: body.boxed(), _in_flight: in_flight, _unread: unread }))
 }
 
-/// What the peer port needs of [`accompany`]: uploads that were passed on are waited for when the node stops, and nothing is read and thrown away there either.
+/// What the peer port needs of [`accompany`]: uploads that were passed on are waited for when the node stops, and nothing is read
+/// and thrown away there either.
 pub(crate) async fn keep_body(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,

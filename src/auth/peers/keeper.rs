@@ -62,9 +62,9 @@ impl PeerTls {
         if self.look(|own| Ok(own.needs_leaf())).await? {
             self.renew(consensus).await?;
         } else if self.is_alone(consensus, alone) {
-            self.change(|own| Ok(own.hide_leaf(true))).await?;
+            self.hide_leaf(true).await?;
             let asked = self.ask_others(consensus).await;
-            self.change(|own| Ok(own.hide_leaf(false))).await?;
+            self.hide_leaf(false).await?;
             if let Err(problem) = asked {
                 // It was asked because of a rotation that may not have waited for this node; mostly the others are just away.
                 tracing::debug!(reason = format!("{problem:#}"), "no other node gives this one a certificate");
@@ -126,6 +126,17 @@ impl PeerTls {
             return Ok(());
         }
         self.ask_others(consensus).await
+    }
+
+    /// What is shown is made anew only where that changes it.
+    async fn hide_leaf(&self, hides: bool) -> anyhow::Result<()> {
+        self.on_own(move |own, current| {
+            if own.hide_leaf(hides) {
+                current.put(own.material()?);
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn ask_others(&self, consensus: &Consensus) -> anyhow::Result<()> {
